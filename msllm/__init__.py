@@ -1,0 +1,20 @@
+"""msllm: large language models on MindSpore, from a laptop to an Ascend cluster."""
+
+__version__ = "0.1.0"
+
+
+def from_pretrained(folder):
+    """Loads a model from a Hugging Face folder; see msllm.models.pretrained.from_pretrained."""
+    from msllm.models.pretrained import from_pretrained as load  # MindSpore takes seconds to import
+
+    return load(folder)
+
+
+def load_tokenizer(folder):
+    """Loads the tokenizer of a Hugging Face folder; see msllm.tokenization.load_tokenizer."""
+    from msllm.tokenization import load_tokenizer as load
+
+    return load(folder)
+
+
+__all__ = ["__version__", "from_pretrained", "load_tokenizer"]

@@ -1,0 +1,118 @@
+"""Files: reading with errors that a user can act on, writing so that a crash leaves the old file whole."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from msllm.errors import UserError
+
+
+def read_text(path: str | Path) -> str:
+    """Returns the text of a UTF-8 file (a byte-order mark is dropped); UserError when missing or not UTF-8."""
+    path = Path(path)
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}; convert it, "
+                        f"for example with iconv -f gb18030 -t utf-8") from None
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}; check the path") from None
+
+
+def read_json(path: str | Path):
+    """Returns the parsed JSON of a UTF-8 file; UserError names the line and column of a syntax error."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as e:
+        raise UserError(f"{path} is not JSON: {e.msg} at line {e.lineno}, column {e.colno}; mend that line") from None
+
+
+def write_json(path: str | Path, value) -> None:
+    """Writes ``value`` as indented JSON, replacing the file in one step."""
+    with atomic_file(path) as tmp:
+        tmp.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it is synced and renamed to ``path``.
+
+    On any error the temporary file is removed and ``path`` is untouched. A full disk or a read-only
+    folder raises UserError.
+    """
+    path = Path(path)
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(fd)
+        tmp = Path(name)
+        try:
+            yield tmp
+            tmp.chmod(0o666 & ~_umask())
+            _sync(tmp)
+            tmp.replace(path)
+            _sync(path.parent)
+        finally:
+            tmp.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder beside ``path``; on success its files are synced and it is renamed to ``path``.
+
+    An older folder at ``path`` is replaced; on any error it stays whole. A full disk or a read-only
+    folder raises UserError.
+    """
+    path = Path(path)
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            yield tmp
+            tmp.chmod(0o777 & ~_umask())
+            for file in sorted(tmp.rglob("*")):
+                _sync(file)
+            old = None
+            if path.exists():  # a folder cannot be renamed over a full one: move the old one aside first
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent)) / "old"
+                path.rename(old)
+            tmp.rename(path)
+            _sync(path.parent)
+            if old is not None:
+                shutil.rmtree(old.parent)
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+                           errno.EEXIST, errno.EFBIG):
+            raise
+        raise UserError(f"cannot write {path}: {e.strerror}; what was saved before is untouched; "
+                        f"free space or choose another folder") from e
+
+
+def _sync(path: Path) -> None:
+    flags = os.O_RDONLY if os.name != "nt" else os.O_RDWR
+    if os.name == "nt" and path.is_dir():
+        return
+    fd = os.open(path, flags)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

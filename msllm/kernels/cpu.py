@@ -1,0 +1,1 @@
+raise ImportError("no build of the C++ kernels")

@@ -1,0 +1,12 @@
+"""nn.Cells and functions that models share. Shapes: B batch, T tokens, S keys, D width, H heads, K key-value heads,
+C head width, R = C/2 rotary pairs."""
+
+from msllm.layers.attention import attend
+from msllm.layers.basic import Dropout, Embedding, LayerNorm, Linear, RMSNorm, parameter
+from msllm.layers.cache import KVCache
+from msllm.layers.positions import Rotary, alibi_slopes, positions
+
+__all__ = [
+    "Dropout", "Embedding", "KVCache", "LayerNorm", "Linear", "RMSNorm", "Rotary", "alibi_slopes", "attend",
+    "parameter", "positions",
+]

@@ -1,0 +1,87 @@
+"""The cells that own parameters: linear, embedding and the two norms; and dropout."""
+
+import mindspore as ms
+from mindspore import Parameter, nn
+from mindspore.common.initializer import Normal, initializer
+
+from msllm import kernels
+
+# Hugging Face's activation names -> the ``approximate`` of kernels.gelu.
+GELU_KINDS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
+
+
+def parameter(shape: tuple[int, ...], init="zeros") -> Parameter:
+    """Returns a float32 Parameter of ``shape``; ``init`` is a standard deviation (normal), "zeros" or "ones"."""
+    if isinstance(init, float):
+        init = Normal(init)
+    return Parameter(initializer(init, shape, ms.float32))
+
+
+class Linear(nn.Cell):
+    """y = x W^T + b.
+
+    Args:
+        in_features, out_features: I and O; ``weight`` has shape (O, I), ``bias`` (O,).
+        bias: whether there is a bias; it starts at zero.
+        std: standard deviation of the initial weights.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, std: float = 0.02):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = parameter((out_features, in_features), std)
+        self.bias = parameter((out_features,)) if bias else None
+
+    def construct(self, x):
+        """x (..., I) -> (..., O)."""
+        return kernels.linear(x, self.weight, self.bias)
+
+
+class Embedding(nn.Cell):
+    """A table of ``vocab_size`` rows of width ``width``; ``weight`` has shape (V, D)."""
+
+    def __init__(self, vocab_size: int, width: int, std: float = 0.02):
+        super().__init__()
+        self.weight = parameter((vocab_size, width), std)
+
+    def construct(self, ids):
+        """ids int32 (...) -> (..., D)."""
+        return kernels.embedding(ids, self.weight)
+
+
+class LayerNorm(nn.Cell):
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis (Ba et al. 2016)."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight, self.bias, self.eps = parameter((width,), "ones"), parameter((width,)), eps
+
+    def construct(self, x):
+        """x (..., D) -> (..., D)."""
+        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.Cell):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang and Sennrich 2019, equation 4)."""
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight, self.eps = parameter((width,), "ones"), eps
+
+    def construct(self, x):
+        """x (..., D) -> (..., D)."""
+        return kernels.rms_norm(x, self.weight, self.eps)
+
+
+class Dropout(nn.Cell):
+    """Zeroes each element with probability ``p`` and scales the rest by 1/(1-p), in training mode only."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def construct(self, x):
+        """x (...) -> (...)."""
+        if self.training and self.p > 0:
+            return kernels.dropout(x, self.p)
+        return x

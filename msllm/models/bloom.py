@@ -1,0 +1,139 @@
+"""BLOOM (BigScience 2022). Shapes: B batch, T tokens, D width, H heads, C head width, V vocabulary."""
+
+import dataclasses
+from typing import ClassVar
+
+from mindspore import mint, nn
+
+from msllm import kernels
+from msllm.layers import Dropout, Embedding, KVCache, LayerNorm, Linear, alibi_slopes, attend
+from msllm.models.config import ModelConfig
+from msllm.models.pretrained import CausalLM
+
+DEFAULT_ARCHITECTURE = "BloomForCausalLM"
+
+
+@dataclasses.dataclass(kw_only=True)
+class BloomConfig(ModelConfig):
+    """Hugging Face's config.json of a BLOOM."""
+
+    aliases: ClassVar[dict[str, str]] = {
+        "n_embed": "hidden_size", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+
+    model_type: str = "bloom"
+    architectures: list[str] = dataclasses.field(default_factory=lambda: ["BloomForCausalLM"])
+    vocab_size: int = 250880
+    hidden_size: int = 64
+    n_layer: int = 2
+    n_head: int = 8
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    apply_residual_connection_post_layernorm: bool = False
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+    def check(self) -> None:
+        super().check()
+        self._positive("hidden_size", "n_layer", "n_head")
+        self._divides("n_head", "hidden_size")
+
+
+class BloomAttention(nn.Cell):
+    """Causal attention with ALiBi; the fused projection interleaves q, k and v per head, (H, 3, C)."""
+
+    def __init__(self, config: BloomConfig, layer: int):
+        super().__init__()
+        D, H, std = config.hidden_size, config.n_head, config.initializer_range
+        self.heads, self.head_width, self.layer, self.dropout = H, D // H, layer, config.attention_dropout
+        self.scale = (D // H) ** -0.5
+        self.query_key_value = Linear(D, 3 * D, std=std)
+        self.dense = Linear(D, D, std=std)
+
+    def construct(self, x_BTD, slopes, key_mask, row_start, cache):
+        B, T, _ = x_BTD.shape
+        qkv = self.query_key_value(x_BTD).reshape(B, T, self.heads, 3 * self.head_width)
+        q_BTHC, k_BTHC, v_BTHC = mint.split(qkv, self.head_width, 3)
+        out = attend(q_BTHC, k_BTHC, v_BTHC, self.scale, True, key_mask, row_start, slopes,
+                     self.dropout if self.training else 0.0, cache, self.layer)
+        return self.dense(out)
+
+
+class BloomMLP(nn.Cell):
+    """Two linear maps with a GELU (tanh form) between."""
+
+    def __init__(self, config: BloomConfig):
+        super().__init__()
+        D, std = config.hidden_size, config.initializer_range
+        self.dense_h_to_4h = Linear(D, 4 * D, std=std)
+        self.dense_4h_to_h = Linear(4 * D, D, std=std)
+
+    def construct(self, x_BTD):
+        return self.dense_4h_to_h(kernels.gelu(self.dense_h_to_4h(x_BTD), "tanh"))
+
+
+class BloomBlock(nn.Cell):
+    """Pre-norm; the residual starts before the norm, or after it where the config says so."""
+
+    def __init__(self, config: BloomConfig, layer: int):
+        super().__init__()
+        self.residual_after_norm = config.apply_residual_connection_post_layernorm
+        self.input_layernorm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.self_attention = BloomAttention(config, layer)
+        self.post_attention_layernorm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.mlp = BloomMLP(config)
+        self.dropout = Dropout(config.hidden_dropout)
+
+    def construct(self, x_BTD, slopes, key_mask, row_start, cache):
+        normed = self.input_layernorm(x_BTD)
+        residual = normed if self.residual_after_norm else x_BTD
+        x_BTD = residual + self.dropout(self.self_attention(normed, slopes, key_mask, row_start, cache))
+        normed = self.post_attention_layernorm(x_BTD)
+        residual = normed if self.residual_after_norm else x_BTD
+        return residual + self.dropout(self.mlp(normed))
+
+
+class BloomModel(nn.Cell):
+    """Token ids to hidden states (B, T, D). ALiBi needs distances only, so position_ids are not read."""
+
+    def __init__(self, config: BloomConfig):
+        super().__init__()
+        self.word_embeddings = Embedding(config.vocab_size, config.hidden_size, config.initializer_range)
+        self.word_embeddings_layernorm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.h = nn.CellList([BloomBlock(config, i) for i in range(config.n_layer)])
+        self.ln_f = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.slopes = alibi_slopes(config.n_head)
+
+    def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
+        x_BTD = self.word_embeddings_layernorm(self.word_embeddings(input_ids))
+        for block in self.h:
+            x_BTD = block(x_BTD, self.slopes, attention_mask, row_start, cache)
+        return self.ln_f(x_BTD)
+
+
+class BloomForCausalLM(CausalLM):
+    """BLOOM with a head that predicts the next token, tied to the token embeddings unless the config says not."""
+
+    config_class = BloomConfig
+    base_model_prefix = "transformer"
+
+    def __init__(self, config: BloomConfig):
+        super().__init__(config)
+        self.transformer = BloomModel(config)
+        self.tied = config.tie_word_embeddings
+        if not self.tied:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, False, config.initializer_range)
+
+    def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
+        return self.head(self.transformer(input_ids, attention_mask, position_ids, row_start, cache))
+
+    def head(self, x_BTD):
+        if self.tied:
+            return kernels.linear(x_BTD, self.transformer.word_embeddings.weight)
+        return self.lm_head(x_BTD)
+
+    def make_cache(self, batch: int, length: int) -> KVCache:
+        c = self.config
+        return KVCache(c.n_layer, batch, length, c.n_head, c.hidden_size // c.n_head)
+
+    def sanitize(self, tensors):
+        return {k: v for k, v in tensors.items() if not (self.tied and k == "lm_head.weight")}

@@ -1,0 +1,167 @@
+"""GPT-2 (Radford et al. 2019). Shapes: B batch, T tokens, D width, H heads, C head width, V vocabulary."""
+
+import dataclasses
+from typing import ClassVar
+
+from mindspore import mint, nn
+
+from msllm import kernels
+from msllm.layers import Dropout, Embedding, KVCache, LayerNorm, Linear, attend, positions
+from msllm.layers.basic import GELU_KINDS
+from msllm.models.config import ModelConfig
+from msllm.models.pretrained import CausalLM
+
+DEFAULT_ARCHITECTURE = "GPT2LMHeadModel"
+_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+@dataclasses.dataclass(kw_only=True)
+class GPT2Config(ModelConfig):
+    """Hugging Face's config.json of a GPT-2."""
+
+    aliases: ClassVar[dict[str, str]] = {
+        "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions"}
+
+    model_type: str = "gpt2"
+    architectures: list[str] = dataclasses.field(default_factory=lambda: ["GPT2LMHeadModel"])
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+
+    def check(self) -> None:
+        super().check()
+        self._positive("n_positions", "n_embd", "n_layer", "n_head")
+        self._divides("n_head", "n_embd")
+        self._one_of("activation_function", *GELU_KINDS)
+
+
+class GPT2Attention(nn.Cell):
+    """Causal multi-head attention with one projection for queries, keys and values."""
+
+    def __init__(self, config: GPT2Config, layer: int):
+        super().__init__()
+        D, H = config.n_embd, config.n_head
+        self.heads, self.head_width, self.layer, self.dropout = H, D // H, layer, config.attn_pdrop
+        self.scale = (D // H) ** -0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+        self.c_attn = Linear(D, 3 * D, std=config.initializer_range)
+        self.c_proj = Linear(D, D, std=_residual_std(config))
+
+    def construct(self, x_BTD, key_mask, row_start, cache):
+        B, T, _ = x_BTD.shape
+        qkv = self.c_attn(x_BTD).reshape(B, T, 3 * self.heads, self.head_width)
+        q_BTHC, k_BTHC, v_BTHC = mint.split(qkv, self.heads, 2)
+        out = attend(q_BTHC, k_BTHC, v_BTHC, self.scale, True, key_mask, row_start, None,
+                     self.dropout if self.training else 0.0, cache, self.layer)
+        return self.c_proj(out)
+
+
+class GPT2MLP(nn.Cell):
+    """Two linear maps with a GELU between."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        D, F = config.n_embd, config.n_inner or 4 * config.n_embd
+        self.gelu_kind = GELU_KINDS[config.activation_function]
+        self.c_fc = Linear(D, F, std=config.initializer_range)
+        self.c_proj = Linear(F, D, std=_residual_std(config))
+
+    def construct(self, x_BTD):
+        return self.c_proj(kernels.gelu(self.c_fc(x_BTD), self.gelu_kind))
+
+
+class GPT2Block(nn.Cell):
+    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPT2Config, layer: int):
+        super().__init__()
+        self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.attn = GPT2Attention(config, layer)
+        self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.mlp = GPT2MLP(config)
+        self.dropout = Dropout(config.resid_pdrop)
+
+    def construct(self, x_BTD, key_mask, row_start, cache):
+        x_BTD = x_BTD + self.dropout(self.attn(self.ln_1(x_BTD), key_mask, row_start, cache))
+        return x_BTD + self.dropout(self.mlp(self.ln_2(x_BTD)))
+
+
+class GPT2Model(nn.Cell):
+    """Token ids to hidden states (B, T, D)."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.n_positions = config.n_positions
+        self.wte = Embedding(config.vocab_size, config.n_embd, config.initializer_range)
+        self.wpe = Embedding(config.n_positions, config.n_embd, config.initializer_range)
+        self.drop = Dropout(config.embd_pdrop)
+        self.h = nn.CellList([GPT2Block(config, i) for i in range(config.n_layer)])
+        self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+
+    def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
+        T = input_ids.shape[1]
+        start = 0 if cache is None else cache.length
+        if position_ids is None:
+            if start + T > self.n_positions:
+                raise ValueError(f"{start + T} tokens do not fit into {self.n_positions} positions")
+            position_ids = positions(T, start)
+        x_BTD = self.drop(self.wte(input_ids) + self.wpe(position_ids))
+        for block in self.h:
+            x_BTD = block(x_BTD, attention_mask, row_start, cache)
+        return self.ln_f(x_BTD)
+
+
+class GPT2LMHeadModel(CausalLM):
+    """GPT-2 with a head that predicts the next token, tied to the token embeddings unless the config says not."""
+
+    config_class = GPT2Config
+    base_model_prefix = "transformer"
+
+    def __init__(self, config: GPT2Config):
+        super().__init__(config)
+        self.transformer = GPT2Model(config)
+        self.tied = config.tie_word_embeddings
+        if not self.tied:
+            self.lm_head = Linear(config.n_embd, config.vocab_size, False, config.initializer_range)
+
+    def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
+        return self.head(self.transformer(input_ids, attention_mask, position_ids, row_start, cache))
+
+    def head(self, x_BTD):
+        if self.tied:
+            return kernels.linear(x_BTD, self.transformer.wte.weight)
+        return self.lm_head(x_BTD)
+
+    def make_cache(self, batch: int, length: int) -> KVCache:
+        c = self.config
+        return KVCache(c.n_layer, batch, length, c.n_head, c.n_embd // c.n_head)
+
+    @property
+    def max_length(self) -> int:
+        return self.config.n_positions
+
+    def sanitize(self, tensors):
+        """Transposes Conv1D weights from (in, out) to (out, in); drops the causal masks that old files carry."""
+        drop = (".attn.bias", ".attn.masked_bias") + (("lm_head.weight",) if self.tied else ())
+        return {k: v.T if k.endswith(_TRANSPOSED) else v for k, v in tensors.items() if not k.endswith(drop)}
+
+    def unsanitize(self, tensors):
+        return {k: v.T if k.endswith(_TRANSPOSED) else v for k, v in tensors.items()}
+
+
+def _residual_std(config: GPT2Config) -> float:
+    """Weights that write into the residual stream start smaller, by 1/sqrt(number of residual layers) (section 2.3)."""
+    return config.initializer_range / (2 * config.n_layer) ** 0.5

@@ -1,0 +1,159 @@
+"""LLaMA 1, 2 and 3 (Touvron et al. 2023a, 2023b; Llama team 2024). Shapes: B batch, T tokens, D width, H heads,
+K key-value heads, C head width, V vocabulary."""
+
+import dataclasses
+
+from mindspore import nn
+
+from msllm import kernels
+from msllm.layers import Embedding, KVCache, Linear, RMSNorm, Rotary, attend, positions
+from msllm.models.config import ModelConfig
+from msllm.models.pretrained import CausalLM
+
+DEFAULT_ARCHITECTURE = "LlamaForCausalLM"
+
+
+@dataclasses.dataclass(kw_only=True)
+class LlamaConfig(ModelConfig):
+    """Hugging Face's config.json of a LLaMA."""
+
+    model_type: str = "llama"
+    architectures: list[str] = dataclasses.field(default_factory=lambda: ["LlamaForCausalLM"])
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None
+    attention_bias: bool = False
+    attention_dropout: float = 0.0
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None and self.num_attention_heads:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+
+    def check(self) -> None:
+        super().check()
+        self._positive("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                       "num_key_value_heads", "max_position_embeddings", "head_dim")
+        if self.head_dim == self.hidden_size // self.num_attention_heads:
+            self._divides("num_attention_heads", "hidden_size")
+        self._divides("num_key_value_heads", "num_attention_heads")
+        self._one_of("hidden_act", "silu")
+
+
+class LlamaAttention(nn.Cell):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__()
+        D, H, K, C = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.kv_heads, self.head_width, self.layer = H, K, C, layer
+        self.scale, self.dropout = C**-0.5, config.attention_dropout
+        bias, std = config.attention_bias, config.initializer_range
+        self.q_proj = Linear(D, H * C, bias, std)
+        self.k_proj = Linear(D, K * C, bias, std)
+        self.v_proj = Linear(D, K * C, bias, std)
+        self.o_proj = Linear(H * C, D, bias, std)
+
+    def construct(self, x_BTD, cos, sin, key_mask, row_start, cache):
+        B, T, _ = x_BTD.shape
+        q_BTHC = self.q_proj(x_BTD).reshape(B, T, self.heads, self.head_width)
+        k_BTKC = self.k_proj(x_BTD).reshape(B, T, self.kv_heads, self.head_width)
+        v_BTKC = self.v_proj(x_BTD).reshape(B, T, self.kv_heads, self.head_width)
+        q_BTHC, k_BTKC = kernels.rotary(q_BTHC, cos, sin), kernels.rotary(k_BTKC, cos, sin)
+        out = attend(q_BTHC, k_BTKC, v_BTKC, self.scale, True, key_mask, row_start, None,
+                     self.dropout if self.training else 0.0, cache, self.layer)
+        return self.o_proj(out)
+
+
+class LlamaMLP(nn.Cell):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, equation 6)."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        D, F, bias, std = config.hidden_size, config.intermediate_size, config.mlp_bias, config.initializer_range
+        self.gate_proj = Linear(D, F, bias, std)
+        self.up_proj = Linear(D, F, bias, std)
+        self.down_proj = Linear(F, D, bias, std)
+
+    def construct(self, x_BTD):
+        return self.down_proj(kernels.swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+
+
+class LlamaBlock(nn.Cell):
+    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__()
+        self.self_attn = LlamaAttention(config, layer)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def construct(self, x_BTD, cos, sin, key_mask, row_start, cache):
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos, sin, key_mask, row_start, cache)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class LlamaModel(nn.Cell):
+    """Token ids to hidden states (B, T, D)."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.initializer_range)
+        self.layers = nn.CellList([LlamaBlock(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings)
+
+    def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
+        T = input_ids.shape[1]
+        start = 0 if cache is None else cache.length
+        if position_ids is None:
+            position_ids = positions(T, start)
+        cos, sin = self.rotary(position_ids, start + T)
+        x_BTD = self.embed_tokens(input_ids)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, cos, sin, attention_mask, row_start, cache)
+        return self.norm(x_BTD)
+
+
+class LlamaForCausalLM(CausalLM):
+    """LLaMA with a head that predicts the next token."""
+
+    config_class = LlamaConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.tied = config.tie_word_embeddings
+        if not self.tied:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, False, config.initializer_range)
+
+    def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
+        return self.head(self.model(input_ids, attention_mask, position_ids, row_start, cache))
+
+    def head(self, x_BTD):
+        if self.tied:
+            return kernels.linear(x_BTD, self.model.embed_tokens.weight)
+        return self.lm_head(x_BTD)
+
+    def make_cache(self, batch: int, length: int) -> KVCache:
+        c = self.config
+        return KVCache(c.num_hidden_layers, batch, length, c.num_key_value_heads, c.head_dim)
+
+    def sanitize(self, tensors):
+        drop = ("lm_head.weight",) if self.tied else ()
+        return {k: v for k, v in tensors.items() if k not in drop and not k.endswith("rotary_emb.inv_freq")}

@@ -1,0 +1,181 @@
+"""A model's way from a Hugging Face folder and back."""
+
+import importlib
+import logging
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from msllm.errors import UserError, nearest
+from msllm.files import atomic_folder, read_json, write_json
+from msllm.models import weights
+from msllm.models.config import ModelConfig
+
+log = logging.getLogger(__name__)
+_NOT_FAMILIES = ("config", "pretrained", "weights")
+
+
+class PretrainedModel(nn.Cell):
+    """Base of every model class.
+
+    Class attributes:
+        config_class: the family's configuration.
+        base_model_prefix: the attribute that holds the body; files of a bare body lack this prefix.
+        new_heads: beginnings of tensor names that a checkpoint may lack: a new head starts from its initial values.
+    """
+
+    config_class: type[ModelConfig]
+    base_model_prefix = ""
+    new_heads: tuple[str, ...] = ()
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path):
+        """Builds this class from a folder with config.json and safetensors; see msllm.from_pretrained."""
+        folder = Path(folder)
+        model = cls(cls.config_class.from_dict(read_config(folder)))
+        model.load(weights.read_weights(folder), folder)
+        return model
+
+    def load(self, tensors: dict[str, np.ndarray], where: str | Path) -> None:
+        """Sets every parameter from Hugging Face tensors; ``where`` is named in errors."""
+        tensors = self.sanitize(self._with_prefix(tensors))
+        parameters = {p.name: p for p in self.get_parameters()}
+        missing = weights.compare({n: p.shape for n, p in parameters.items()}, tensors, where, self.new_heads)
+        if missing:
+            log.warning("%s has no %s: new, random values are used; train them", where, ", ".join(missing))
+        extra = [name for name in tensors if name not in parameters]
+        body = [name for name in extra if self.base_model_prefix and name.startswith(self.base_model_prefix + ".")]
+        if body:
+            raise UserError(f"{where}: the weights hold {len(body)} tensors that config.json does not ask for, first "
+                            f"{body[0]}; use the config.json that belongs to these weights")
+        if extra:
+            log.info("%s: not used: %s", where, ", ".join(extra))
+        for name, parameter in parameters.items():
+            if name in tensors:
+                parameter.set_data(Tensor.from_numpy(tensors[name]))
+
+    def _with_prefix(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        prefix = self.base_model_prefix
+        if not prefix or any(name.startswith(prefix + ".") for name in tensors):
+            return tensors
+        heads = tuple(n for n, _ in self.name_cells().items() if n != prefix)
+        return {name if name.startswith(heads) and heads else f"{prefix}.{name}": t for name, t in tensors.items()}
+
+    def sanitize(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Hugging Face's tensors to this model's, where they differ."""
+        return tensors
+
+    def unsanitize(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The inverse of sanitize."""
+        return tensors
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Returns the tensors as Hugging Face names and lays them out, float32."""
+        return self.unsanitize({p.name: p.asnumpy() for p in self.get_parameters()})
+
+    def save_pretrained(self, folder: str | Path, tokenizer=None, max_shard_bytes: int = 5 * 10**9) -> None:
+        """Writes config.json and safetensors (and the tokenizer's files), whole or not at all.
+
+        Args:
+            folder: created or replaced in one step; other files in it are lost.
+            tokenizer: an msllm.tokenization.Tokenizer to save along.
+            max_shard_bytes: see msllm.models.weights.write_weights.
+        """
+        with atomic_folder(folder) as tmp:
+            self.write_files(tmp, tokenizer, max_shard_bytes)
+
+    def write_files(self, folder: Path, tokenizer=None, max_shard_bytes: int = 5 * 10**9) -> None:
+        """Writes the files of save_pretrained into an existing folder."""
+        values = {**self.config.to_dict(), "architectures": [type(self).__name__], "torch_dtype": "float32"}
+        write_json(folder / "config.json", values)
+        weights.write_weights(folder, self.state_dict(), max_shard_bytes)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+class CausalLM(PretrainedModel):
+    """Base of the models that predict the next token; a family gives its body, ``head`` and ``make_cache``."""
+
+    def head(self, x_BTD):
+        """Hidden states (B, T, D) to logits (B, T, V)."""
+        raise TypeError(f"{type(self).__name__} defines no head")
+
+    def make_cache(self, batch: int, length: int):
+        """Returns an empty KVCache for ``batch`` rows of ``length`` tokens."""
+        raise TypeError(f"{type(self).__name__} defines no cache")
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence that the model takes, in tokens; None where there is no bound."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def next_logits(self, input_ids, attention_mask, position_ids, cache):
+        """Runs T new tokens over ``cache`` and advances it; returns the last token's logits (B, V).
+
+        Args:
+            input_ids: int32 (B, T); position_ids: int32 (B, T) or None.
+            attention_mask: int32 (B, S) over cached and new tokens, or None where all are real.
+        """
+        T = input_ids.shape[1]
+        x_BTD = getattr(self, self.base_model_prefix)(input_ids, attention_mask, position_ids, None, cache)
+        cache.length += T
+        return self.head(x_BTD[:, T - 1 :]).reshape(input_ids.shape[0], -1)
+
+
+def read_config(folder: str | Path) -> dict:
+    """Returns the mapping in the folder's config.json; UserError where there is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give the path of a Hugging Face checkpoint folder")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} lacks config.json; found: {weights.list_folder(folder)}; "
+                        f"give the path of a Hugging Face checkpoint folder")
+    values = read_json(folder / "config.json")
+    if not isinstance(values, dict):
+        raise UserError(f"{folder}/config.json holds a {type(values).__name__}, expected an object; copy it again")
+    return values
+
+
+def families() -> list[str]:
+    """Returns the known model types."""
+    package = importlib.import_module("msllm.models")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _NOT_FAMILIES)
+
+
+def model_class(values: dict, where: str | Path = "config.json") -> type[PretrainedModel]:
+    """Returns the class that config.json's ``model_type`` and ``architectures`` name; UserError when unknown."""
+    kind = str(values.get("model_type", ""))
+    if kind.replace("-", "_") not in families():
+        raise UserError(f"{where}: unknown model_type {kind!r}{nearest(kind, families())}; "
+                        f"known are {', '.join(families())}")
+    module = importlib.import_module(f"msllm.models.{kind.replace('-', '_')}")
+    classes = {n: c for n, c in vars(module).items()
+               if isinstance(c, type) and issubclass(c, PretrainedModel) and hasattr(c, "config_class")}
+    wanted = (values.get("architectures") or module.DEFAULT_ARCHITECTURE)
+    name = wanted if isinstance(wanted, str) else wanted[0]
+    if name not in classes:
+        raise UserError(f"{where}: unknown architecture {name!r}{nearest(name, classes)}; "
+                        f"known for {kind} are {', '.join(sorted(classes))}")
+    return classes[name]
+
+
+def from_pretrained(folder: str | Path) -> PretrainedModel:
+    """Loads a model from a Hugging Face folder, in inference mode.
+
+    Args:
+        folder: holds config.json and model.safetensors, or its shards and their index.
+
+    Returns:
+        The class that ``architectures`` names, with float32 weights.
+
+    Raises:
+        UserError: a missing or damaged file, an unknown model type, config and weights that disagree.
+    """
+    model = model_class(read_config(folder), Path(folder) / "config.json").from_pretrained(folder)
+    return model.set_train(False)
