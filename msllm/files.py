@@ -90,6 +90,28 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def atomic_files(folder: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder inside ``folder``; on success its files are synced and renamed into ``folder``.
+
+    Other files in ``folder`` stay, those of the same name are replaced one by one; on an error all stay whole.
+    """
+    folder = Path(folder)
+    with _disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tmp = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder))
+        try:
+            yield tmp
+            files = sorted(tmp.iterdir())
+            for file in files:
+                _sync(file)
+            for file in files:
+                file.replace(folder / file.name)
+            _sync(folder)
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield

@@ -33,10 +33,6 @@ NOUNS = {
     "shirt": "衬衫", "box": "盒子", "ball": "球", "lamp": "灯", "tree": "树", "umbrella": "雨伞", "apple": "苹果",
     "island": "岛", "window": "窗户", "picture": "画", "garden": "花园", "river": "河",
 }
-REPEATING = (  # words with a letter that comes back, so that counts go beyond one
-    "banana", "letter", "coffee", "pepper", "tomato", "little", "rabbit", "cheese", "balloon", "sleeve", "mirror",
-    "cotton", "puzzle", "summer", "dinner", "noodle", "giraffe", "lettuce", "success", "address", "bubble", "kitten",
-)
 OTHER_WORDS = {  # the operands that change with the language of the question
     "larger": "大", "smaller": "小", "even": "偶数", "odd": "奇数", "after": "后", "before": "前",
     **{day: f"星期{name}" for day, name in zip(WEEKDAYS, "一二三四五六日", strict=True)},
@@ -112,18 +108,18 @@ def _draw_difference(draw):
 
 
 def _draw_comparison(draw):
-    first = draw.number(10, 999)
-    near = max(10, min(999, first + draw.number(-12, 12)))  # half the pairs differ only in their last digits
-    second = draw.one((near, draw.number(10, 999)))
+    first = draw.number(10, 98)
+    near = max(10, min(98, first + draw.number(-9, 9)))  # half the pairs often share their first digit
+    second = draw.one((near, draw.number(10, 98)))
     if second == first:
         second = first + 1
     return draw.one(("larger", "smaller")), str(first), str(second)
 
 
-def _draw_letter(draw):
-    word = draw.one(REPEATING + tuple(word for word in NOUNS if len(word) > 3))
-    letter = draw.one(word) if draw.number(0, 3) else draw.one("abcdefghilmnoprstuw")
-    return letter, word
+def _draw_count(draw):
+    words = draw.some(tuple(NOUNS), 3)
+    items = tuple(draw.one(words) for _ in range(draw.number(3, 5)))
+    return draw.one(items), *items
 
 
 def _draw_sortable(draw):
@@ -166,44 +162,45 @@ def _solve_largest(fields, _):
 
 
 TASKS = (
-    Task("add", 450, lambda d: (str(d.number(10, 99)), str(d.number(10, 99))), _words,
+    Task("add", 1000, lambda d: (str(d.number(10, 99)), str(d.number(10, 99))), _words,
          lambda f, _: str(int(f[0]) + int(f[1])),
          (("Add the two numbers.", "{0} + {1}"), ("What is {0} plus {1}?", "")),
          (("计算两个数的和。", "{0} + {1}"), ("{0}加{1}等于多少？", "")), unordered=True),
-    Task("subtract", 350, _draw_difference, _words, lambda f, _: str(int(f[0]) - int(f[1])),
+    Task("subtract", 800, _draw_difference, _words, lambda f, _: str(int(f[0]) - int(f[1])),
          (("Subtract the numbers.", "{0} - {1}"), ("What is {0} minus {1}?", "")),
          (("计算两个数的差。", "{0} - {1}"), ("{0}减{1}等于多少？", ""))),
-    Task("compare", 200, _draw_comparison, _words, _solve_comparison,
+    Task("compare", 450, _draw_comparison, _words, _solve_comparison,
          (("Which number is {0}?", "{1}, {2}"), ("Which is {0}, {1} or {2}?", "")),
          (("哪个数更{0}？", "{1}、{2}"), ("{1}和{2}哪个更{0}？", "")), unordered=True),
-    Task("largest", 200, lambda d: tuple(str(n) for n in d.some(range(10, 100), 3)),
+    Task("largest", 450, lambda d: tuple(str(n) for n in d.some(range(10, 100), 3)),
          lambda o, language: (("、" if language == "zh" else ", ").join(o),), _solve_largest,
          (("Find the largest number.", "{0}"), ("Which is the largest of {0}?", "")),
          (("找出最大的数。", "{0}"), ("{0}中最大的是哪个？", "")), unordered=True),
-    Task("next", 200, lambda d: (d.one(("even", "odd")), str(d.number(10, 997))), _words, _solve_next,
+    Task("next", 450, lambda d: (d.one(("even", "odd")), str(d.number(10, 997))), _words, _solve_next,
          (("Find the next {0} number.", "{1}"), ("Which {0} number comes after {1}?", "")),
          (("写出下一个{0}。", "{1}"), ("{1}之后的下一个{0}是几？", ""))),
-    Task("numeral", 200, lambda d: (str(d.number(10, 999)),), _words, lambda f, _: chinese_numeral(int(f[0])),
+    Task("numeral", 350, lambda d: (str(d.number(10, 999)),), _words, lambda f, _: chinese_numeral(int(f[0])),
          (("Write the number in Chinese.", "{0}"), ("How is {0} written in Chinese?", "")),
          (("用汉字写出这个数。", "{0}"), ("{0}用汉字怎么写？", ""))),
-    Task("weekday", 200, lambda d: (str(d.number(2, 20)), d.one(("after", "before")), d.one(WEEKDAYS)), _words,
+    Task("weekday", 216, lambda d: (str(d.number(2, 20)), d.one(("after", "before")), d.one(WEEKDAYS)), _words,
          _solve_weekday,
          (("Name the day.", "{0} days {1} {2}"), ("What day is {0} days {1} {2}?", "")),
          (("说出是星期几。", "{2}之{1}{0}天"), ("{2}之{1}{0}天是星期几？", ""))),
-    Task("reverse", 200, lambda d: d.some(tuple(NOUNS), d.number(2, 4)), _nouns,
+    Task("reverse", 450, lambda d: d.some(tuple(NOUNS), d.number(2, 4)), _nouns,
          lambda f, _: " ".join(f[0].split()[::-1]),
          (("Reverse the word order.", "{0}"), ("Say the words backwards.", "{0}")),
          (("把词语倒序排列。", "{0}"), ("把这些词反过来说。", "{0}"))),
-    Task("sort", 200, _draw_sortable, lambda o, _: (" ".join(o),), lambda f, _: " ".join(sorted(f[0].split())),
+    Task("sort", 450, _draw_sortable, lambda o, _: (" ".join(o),), lambda f, _: " ".join(sorted(f[0].split())),
          (("Sort the words.", "{0}"), ("List in alphabetical order.", "{0}")),
          (("按字母顺序排列。", "{0}"), ("给单词排序。", "{0}")), unordered=True),
-    Task("count", 250, _draw_letter, _words, lambda f, _: str(f[1].count(f[0])),
-         (("Count the letter {0}.", "{1}"), ("How many {0}'s are in {1}?", "")),
-         (("数一数字母{0}。", "{1}"), ("{1}里有几个{0}？", ""))),
-    Task("opposite", 200, _draw_opposites, _opposites, _solve_opposites,
+    Task("count", 450, _draw_count, lambda o, language: (*_nouns(o[:1], language), *_nouns(o[1:], language)),
+         lambda f, _: str(f[1].split().count(f[0])),
+         (("Count the word {0}.", "{1}"), ("How many times do you see {0}?", "{1}")),
+         (("数一数{0}。", "{1}"), ("有几个{0}？", "{1}"))),
+    Task("opposite", 400, _draw_opposites, _opposites, _solve_opposites,
          (("Give the opposites.", "{0}"), ("What is the opposite of {0}?", "")),
          (("写出反义词。", "{0}"), ("{0}的反义词是什么？", "")), unordered=True),
-    Task("translate", 200, lambda d: (d.one(tuple(PHRASES)),),
+    Task("translate", 300, lambda d: (d.one(tuple(PHRASES)),),
          lambda o, language: (PHRASES[o[0]] if language == "zh" else o[0],),
          lambda f, language: PHRASES_BACK[f[0]] if language == "zh" else PHRASES[f[0]],
          (("Translate into Chinese.", "{0}"), ("How do you say {0} in Chinese?", "")),
@@ -232,7 +229,7 @@ def generate(seed: int = 0) -> tuple[list[dict], list[dict]]:
             if i < HELD_OUT:
                 test.append(_record(task, operands, LANGUAGES[i % 2], draw))
             else:
-                train.extend(_record(task, operands, language, draw) for language in LANGUAGES)
+                train.append(_record(task, operands, LANGUAGES[i % 2], draw))
     return list(draw.some(train, len(train))), list(draw.some(test, len(test)))
 
 

@@ -7,6 +7,7 @@ MSLLM_KERNELS, and ``use`` changes it: callers write ``kernels.linear(...)``, so
 
 import importlib
 import os
+import sys
 import warnings
 
 from msllm.errors import UserError, nearest
@@ -76,7 +77,8 @@ def _auto():
     try:
         return _load("cpu")
     except UserError as e:
-        warnings.warn(f"slower stock kernels are in use: {e}", stacklevel=3)
+        if sys.orig_argv[1:3] != ["-m", "msllm.kernels.build"]:  # which is about to build them
+            warnings.warn(f"slower stock kernels are in use: {e}", stacklevel=3)
         return stock
 
 
@@ -88,7 +90,7 @@ def _load(name: str):
     try:
         return importlib.import_module(f"msllm.kernels.{name}")
     except ImportError as e:
-        raise UserError(f"the {name} kernels are not usable: {e}; run `make setup`") from e
+        raise UserError(str(e)) from e
 
 
 use(os.environ.get("MSLLM_KERNELS") or "auto")

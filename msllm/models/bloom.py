@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from mindspore import mint, nn
+from mindspore import nn, ops
 
 from msllm import kernels
 from msllm.layers import Dropout, Embedding, KVCache, LayerNorm, Linear, alibi_slopes, attend
@@ -52,7 +52,7 @@ class BloomAttention(nn.Cell):
     def construct(self, x_BTD, slopes, key_mask, row_start, cache):
         B, T, _ = x_BTD.shape
         qkv = self.query_key_value(x_BTD).reshape(B, T, self.heads, 3 * self.head_width)
-        q_BTHC, k_BTHC, v_BTHC = mint.split(qkv, self.head_width, 3)
+        q_BTHC, k_BTHC, v_BTHC = ops.split(qkv, self.head_width, axis=3)  # not mint.split: see gpt2.py
         out = attend(q_BTHC, k_BTHC, v_BTHC, self.scale, True, key_mask, row_start, slopes,
                      self.dropout if self.training else 0.0, cache, self.layer)
         return self.dense(out)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from mindspore import mint, nn
+from mindspore import nn, ops
 
 from msllm import kernels
 from msllm.layers import Dropout, Embedding, KVCache, LayerNorm, Linear, attend, positions
@@ -63,7 +63,7 @@ class GPT2Attention(nn.Cell):
     def construct(self, x_BTD, key_mask, row_start, cache):
         B, T, _ = x_BTD.shape
         qkv = self.c_attn(x_BTD).reshape(B, T, 3 * self.heads, self.head_width)
-        q_BTHC, k_BTHC, v_BTHC = mint.split(qkv, self.heads, 2)
+        q_BTHC, k_BTHC, v_BTHC = ops.split(qkv, self.heads, axis=2)  # mint.split has a wrong gradient in 2.9.0
         out = attend(q_BTHC, k_BTHC, v_BTHC, self.scale, True, key_mask, row_start, None,
                      self.dropout if self.training else 0.0, cache, self.layer)
         return self.c_proj(out)

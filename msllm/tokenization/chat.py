@@ -70,7 +70,7 @@ def _spell_tool_calls(message: Message) -> Message:
 class _Generation(jinja2.ext.Extension):
     """Accepts transformers' {% generation %} blocks; the answer's place is found by rendering, so they add nothing."""
 
-    tags = {"generation"}
+    tags = frozenset({"generation"})
 
     def parse(self, parser):
         next(parser.stream)

@@ -53,7 +53,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         backend = _load_backend(tokenizers.Tokenizer.from_file, folder / kind)
     elif kind == "tokenizer.model":
         # Other classes than LLaMA's let the model file say whether a space goes in front.
-        prefix_space = config.get("add_prefix_space", True) if family == "Llama" else None
+        prefix_space = bool(config.get("add_prefix_space", True)) if family == "Llama" else None
         backend = spm.build(folder / kind, prefix_space, config.get("legacy", True) in (True, None))
     elif kind == "vocab.txt":
         backend = _wordpiece(folder / kind, config)
@@ -62,7 +62,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         backend = _byte_level_bpe(folder, config, family)
     _add_tokens(backend, config, added)
     _apply_class(backend, config, family)
-    config.setdefault("tokenizer_class", f"{family}Tokenizer" if family in _CLASS_DEFAULTS else "PreTrainedTokenizerFast")
+    known_class = f"{family}Tokenizer" if family in _CLASS_DEFAULTS else "PreTrainedTokenizerFast"
+    config.setdefault("tokenizer_class", known_class)
     return Tokenizer(backend, config, _chat_template(folder, config.pop("chat_template", None)),
                      _stop_ids(folder), sentencepiece)
 
@@ -88,9 +89,10 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], dict[int, AddedToken]]:
     config = _optional_json(folder / "tokenizer_config.json")
     added: dict[int, AddedToken] = {}
     specials_map: dict[str, Any] = {}
-    if "added_tokens_decoder" in config:
-        added = {int(i): _added_token(token) for i, token in config.pop("added_tokens_decoder").items()}
-    else:
+    decoder = config.pop("added_tokens_decoder", None)
+    if decoder is not None:
+        added = {int(i): _added_token(token) for i, token in decoder.items()}
+    else:  # folders written before transformers 4.34
         specials_map = _optional_json(folder / "special_tokens_map.json")
     described = {name: value for name, value in {**config, **specials_map}.items()
                  if name in (*SPECIAL_TOKENS, "additional_special_tokens") and value is not None}
@@ -98,7 +100,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], dict[int, AddedToken]]:
     config.update({name: _content(value) for name, value in described.items() if name in SPECIAL_TOKENS})
     if extra:
         config["additional_special_tokens"] = list(dict.fromkeys(_content(token) for token in extra))
-    if not specials_map and added:
+    if decoder is not None:
         return config, added
     specials = {config.get(name) for name in SPECIAL_TOKENS} | set(config.get("additional_special_tokens") or [])
     for token, i in _optional_json(folder / "added_tokens.json").items():
@@ -205,6 +207,9 @@ def _apply_class(backend: tokenizers.Tokenizer, config: dict[str, Any], family: 
         return
     bos = [config["bos_token"]] if config.get("add_bos_token", True) else []
     eos = [config["eos_token"]] if config.get("add_eos_token", False) else []
+    if None in bos + eos:
+        raise UserError("tokenizer_config.json has add_bos_token or add_eos_token without naming that token; "
+                        "name bos_token and eos_token there")
     first = [f"{token}:0" for token in bos] + ["$A:0"] + [f"{token}:0" for token in eos]
     second = [f"{token}:1" for token in bos] + ["$B:1"] + [f"{token}:1" for token in eos]
     backend.post_processor = processors.TemplateProcessing(

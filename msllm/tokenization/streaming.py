@@ -21,6 +21,7 @@ class StreamDecoder:
     def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool = True):
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
         # A token's text depends on what stands before it (SentencePiece drops the first space), so a window is
         # decoded that starts with tokens already shown: ids[:_shown] is the context, the rest is new.
         self._window: list[int] = []
@@ -29,6 +30,8 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """Takes the next id; returns the text that is now certain, often "" or one word."""
+        if token_id in self._skipped:
+            return ""
         self._window.append(int(token_id))
         token = self._tokenizer.id_to_token(token_id)
         if token is not None and self._tokenizer.byte_fallback and _BYTE_TOKEN.fullmatch(token):

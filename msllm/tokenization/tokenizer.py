@@ -41,6 +41,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
+        self._size = backend.get_vocab_size(with_added_tokens=True)  # slow: it builds the whole vocabulary
         self.config = config
         self.chat_template = chat_template
         self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces"))
@@ -64,7 +65,7 @@ class Tokenizer:
         return self.backend.get_vocab_size(with_added_tokens=False)
 
     def __len__(self) -> int:
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        return self._size
 
     @functools.cached_property
     def byte_fallback(self) -> bool:
@@ -91,7 +92,8 @@ class Tokenizer:
             return []
         answer = "answer"
         try:
-            text = self.apply_chat_template([{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}])
+            text = self.apply_chat_template([{"role": "user", "content": "question"},
+                                             {"role": "assistant", "content": answer}])
         except UserError:
             return []
         ids = self.encode(text.rpartition(answer)[2].strip(), add_special_tokens=False)

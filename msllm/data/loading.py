@@ -1,0 +1,138 @@
+"""Reading records from files, folders and the hub."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from msllm.data.formats import Record, parse_record
+from msllm.data.order import random_order
+from msllm.errors import UserError, nearest
+from msllm.files import read_json, read_text
+
+SUFFIXES = (".json", ".jsonl", ".txt")
+T = TypeVar("T")
+
+
+def load_records(source: str | Path, *, limit: int | None = None, seed: int | None = None,
+                 split_text: bool = True, split: str = "train") -> list[Record]:
+    """Loads training records in any of the formats that msllm.data.formats describes.
+
+    Args:
+        source: a .json, .jsonl or .txt file; a folder of such files, read in the order of their names; or the name
+            of a dataset on the Hugging Face hub ("owner/name"), which needs the ``datasets`` package.
+        limit: records to keep: the first ones, or with ``seed`` a random choice, in their order.
+        seed: of that choice.
+        split_text: blank lines in a .txt file separate documents; False: the file is one document.
+        split: the part of a hub dataset.
+
+    Returns:
+        At least one record.
+
+    Raises:
+        UserError: missing or empty file, not UTF-8, not JSON, or a bad record (named by file and number from 1).
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit {limit} leaves no records; give 1 or more")
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+        if not files:
+            found = ", ".join(sorted(file.name for file in path.iterdir())[:20])
+            raise UserError(f"{path} has no {', '.join(SUFFIXES)} file; it holds: {found or 'nothing'}")
+        records = [record for file in files for record in _read_file(file, split_text)]
+    elif path.is_file():
+        records = _read_file(path, split_text)
+    elif path.suffix in SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
+        names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{source} does not exist{nearest(path.name, names)}; check the path")
+    else:
+        records = list(_read_hub(str(source), split))
+    if limit is None or limit >= len(records):
+        return records
+    if seed is None:
+        return records[:limit]
+    return [records[i] for i in sorted(random_order(len(records), seed)[:limit])]
+
+
+def train_validation_split(records: Sequence[T], validation: float | int = 0.1, seed: int = 0
+                           ) -> tuple[list[T], list[T]]:
+    """Splits records in two, the same way for the same seed; each part keeps its order.
+
+    Args:
+        records: any sequence.
+        validation: the validation part, as a fraction below 1 or a number of records.
+        seed: of the choice.
+
+    Raises:
+        UserError: one of the parts would be empty.
+    """
+    count = round(validation * len(records)) if isinstance(validation, float) else validation
+    if not 0 < count < len(records):
+        raise UserError(f"validation {validation} of {len(records)} records gives {count} for validation and "
+                        f"{len(records) - count} for training; each needs at least 1")
+    held_out = set(random_order(len(records), seed)[:count].tolist())
+    return ([record for i, record in enumerate(records) if i not in held_out],
+            [record for i, record in enumerate(records) if i in held_out])
+
+
+def _read_file(path: Path, split_text: bool) -> list[Record]:
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path} has the ending {path.suffix or 'none'!r}, expected one of {', '.join(SUFFIXES)}; "
+                        f"rename or convert it")
+    text = read_text(path)
+    if not text.strip():
+        raise UserError(f"{path} is empty; expected records such as those in the help of msllm.data.formats")
+    if path.suffix == ".txt":
+        parts = re.split(r"\n\s*\n", text) if split_text else [text]
+        documents = [part.strip("\r\n") if split_text else part for part in parts if part.strip()]
+        return [Record(text=part, source=f"{path}, document {n}") for n, part in enumerate(documents, 1)]
+    if path.suffix == ".jsonl" or _is_lines(text):
+        numbered: Iterable[tuple[str, Any]] = _json_lines(path, text)
+    else:
+        values = read_json(path)
+        if not isinstance(values, list):
+            raise UserError(f"{path} holds one {type(values).__name__}, expected a list of records; put it in [ ]")
+        if not values:
+            raise UserError(f"{path} holds an empty list, expected records")
+        numbered = ((f"record {n}", value) for n, value in enumerate(values, 1))
+    return [parse_record(value, f"{path}, {where}") for where, value in numbered]
+
+
+def _is_lines(text: str) -> bool:
+    # JSON Lines is often named .json: its first line is a record by itself and more follow.
+    first, _, rest = text.lstrip().partition("\n")
+    if not first.startswith("{") or not rest.strip():
+        return False
+    try:
+        json.loads(first)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    # Not splitlines(): it also breaks at U+2028 and the like, which JSON strings may hold.
+    for n, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"line {n}", json.loads(line)
+            except json.JSONDecodeError as e:
+                raise UserError(f"{path}, line {n} is not JSON: {e.msg} at column {e.colno}; mend that line") from None
+
+
+def _read_hub(name: str, split: str) -> Iterator[Record]:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{name} is not a file here; to read it from the Hugging Face hub, "
+                        f"pip install datasets") from None
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as e:  # network, permission, name and format errors share no base class
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        raise UserError(f"{name} is not a file here, and the Hugging Face hub did not give it: {reason}; "
+                        f"check the name, or download it and give the file") from None
+    for n, row in enumerate(rows, 1):
+        yield parse_record({key: value for key, value in row.items() if value is not None}, f"{name}, record {n}")

@@ -1,0 +1,86 @@
+// What attention's forward and backward pass share: tiles of keys, and the masks of one tile of scores.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels.hpp"
+#include "vector_math.hpp"
+
+namespace msllm {
+
+constexpr int64_t kTileKeys = 64;
+constexpr int64_t kTileQueries = 48;
+constexpr float kHidden = -std::numeric_limits<float>::infinity();
+
+// Copies `count` rows of C numbers to rows of `width` >= C numbers; what is left over is zero, up to `rows` rows.
+inline void pack_rows(const float* from, int64_t stride, int64_t count, int64_t C, float* to, int64_t rows,
+                      int64_t width) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t filled = i < count ? C : 0;
+    if (filled > 0) std::copy_n(from + i * stride, C, to + i * width);
+    std::fill(to + i * width + filled, to + (i + 1) * width, 0.0f);
+  }
+}
+
+// Copies `count` rows of C numbers to C rows of kTileKeys numbers: the transposed tile.
+inline void pack_transposed(const float* from, int64_t stride, int64_t count, int64_t C, float* to) {
+  for (int64_t j = 0; j < count; ++j) {
+    for (int64_t c = 0; c < C; ++c) to[c * kTileKeys + j] = from[j * stride + c];
+  }
+  for (int64_t c = 0; c < C; ++c) std::fill(to + c * kTileKeys + count, to + (c + 1) * kTileKeys, 0.0f);
+}
+
+// The keys of one tile that query t of batch b sees: [begin, end) counted from the tile's first key.
+struct Span {
+  int64_t begin, end;
+  bool whole() const { return begin <= 0 && end >= kTileKeys; }
+};
+
+inline Span visible_span(const AttentionShape& shape, int64_t b, int64_t t, int64_t first_key) {
+  const int64_t position = shape.length - shape.T + t;
+  const int64_t end = shape.causal ? std::min(shape.length, position + 1) : shape.length;
+  const int64_t begin = shape.row_start == nullptr ? 0 : shape.row_start[b * shape.T + t];
+  return {std::max<int64_t>(begin - first_key, 0), std::min(end - first_key, kTileKeys)};
+}
+
+// Turns products q k^T of one query against one tile into scores: scale, ALiBi, and kHidden where it must not look.
+inline void finish_scores(const AttentionShape& shape, int64_t b, int64_t h, int64_t t, int64_t first_key,
+                          float* scores) {
+  const Span span = visible_span(shape, b, t, first_key);
+  const float scale = shape.scale;
+  if (shape.slopes == nullptr) {
+#pragma omp simd
+    for (int64_t j = 0; j < kTileKeys; ++j) scores[j] *= scale;
+  } else {
+    const float slope = shape.slopes[h];
+    const int32_t distance = static_cast<int32_t>(first_key - (shape.length - shape.T + t));
+#pragma omp simd
+    for (int32_t j = 0; j < kTileKeys; ++j) {
+      scores[j] = scores[j] * scale + slope * static_cast<float>(distance + j);
+    }
+  }
+  if (!span.whole()) {
+    const int32_t begin = static_cast<int32_t>(span.begin), end = static_cast<int32_t>(span.end);
+#pragma omp simd
+    for (int32_t j = 0; j < kTileKeys; ++j) scores[j] = (j >= begin) & (j < end) ? scores[j] : kHidden;
+  }
+  if (shape.key_mask != nullptr) {
+    const int32_t* mask = shape.key_mask + b * shape.length + first_key;
+    const int64_t count = std::min(kTileKeys, shape.length - first_key);
+    for (int64_t j = 0; j < count; ++j) scores[j] = mask[j] != 0 ? scores[j] : kHidden;
+  }
+}
+
+// The number of the first key that no query before `query_end` sees.
+inline int64_t key_end(const AttentionShape& shape, int64_t query_end) {
+  if (!shape.causal) return shape.length;
+  return std::max<int64_t>(0, std::min(shape.length, shape.length - shape.T + query_end));
+}
+
+// The row number that random bits are drawn by.
+inline int64_t dropout_row(const AttentionShape& shape, int64_t b, int64_t h, int64_t t) {
+  return (b * shape.H + h) * shape.T + t;
+}
+
+}  // namespace msllm

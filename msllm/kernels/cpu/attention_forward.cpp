@@ -1,0 +1,151 @@
+// Attention with an online softmax over tiles of keys (Dao et al. 2022, "FlashAttention", algorithm 1): memory is O(T).
+#include <cmath>
+#include <memory>
+
+#include "attention.hpp"
+#include "parallel.hpp"
+#include "small_matmul.hpp"
+
+namespace msllm {
+namespace {
+
+constexpr int64_t kChunkQueries = 4 * kTileQueries;  // keys are packed anew for each chunk of queries
+constexpr int64_t kFewQueries = 4;                   // up to here packing costs more than it saves
+
+struct Softmax {  // running state of one query
+  float top, sum;
+};
+
+// Replaces scores by exp(score - top), updates the state, and returns the factor that earlier tiles must be scaled by.
+inline float exponentiate(float* scores, int64_t count, Softmax& state) {
+  float top = state.top;
+#pragma omp simd reduction(max : top)
+  for (int64_t j = 0; j < count; ++j) top = scores[j] > top ? scores[j] : top;
+  const float origin = top == kHidden ? 0.0f : top;  // nothing seen yet: keep -inf minus -inf away
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < count; ++j) {
+    scores[j] = exp_fast(scores[j] - origin);
+    sum += scores[j];
+  }
+  const float factor = exp_fast(state.top - origin);
+  state.top = top;
+  state.sum = state.sum * factor + sum;
+  return factor;
+}
+
+inline void drop(const Dropout& dropout, int64_t row, int64_t first_key, int64_t count, float* weights) {
+  const uint32_t key = dropout.row_key(row);
+#pragma omp simd
+  for (int64_t j = 0; j < count; ++j) weights[j] *= dropout.factor(key, first_key + j);
+}
+
+// Writes one query's output row, and its logsumexp: +inf for a query that sees nothing, whose weights are then 0.
+inline void finish_row(const float* sums, const Softmax& state, int64_t C, float* out, float* logsumexp) {
+  const bool empty = state.sum == 0.0f;
+  const float factor = empty ? 0.0f : 1.0f / state.sum;
+#pragma omp simd
+  for (int64_t c = 0; c < C; ++c) out[c] = sums[c] * factor;
+  *logsumexp = empty ? std::numeric_limits<float>::infinity() : state.top + std::log(state.sum);
+}
+
+// Queries [t0, t1) of one head against all its keys.
+void attend_tiles(const AttentionShape& shape, Rows q, Rows k, Rows v, int64_t b, int64_t h, int64_t t0, int64_t t1,
+                  float* out, float* logsumexp) {
+  const int64_t C = shape.C, width = round_up(C, kLanes), kv = h / (shape.H / shape.K), count = t1 - t0;
+  const std::unique_ptr<float[]> memory(
+      new float[C * kTileKeys + kTileKeys * width + kTileQueries * kTileKeys + count * width]);
+  float* keys = memory.get();
+  float* values = keys + C * kTileKeys;
+  float* scores = values + kTileKeys * width;
+  float* sums = scores + kTileQueries * kTileKeys;
+  const std::unique_ptr<Softmax[]> states(new Softmax[count]);
+  std::fill_n(sums, count * width, 0.0f);
+  std::fill_n(states.get(), count, Softmax{kHidden, 0.0f});
+  const int64_t end = key_end(shape, t1);
+  for (int64_t s0 = 0; s0 < end; s0 += kTileKeys) {
+    const int64_t filled = std::min(kTileKeys, shape.length - s0);
+    pack_transposed(k.at(b, s0, kv), k.token_stride, filled, C, keys);
+    pack_rows(v.at(b, s0, kv), v.token_stride, filled, C, values, kTileKeys, width);
+    for (int64_t t = t0; t < t1; t += kTileQueries) {
+      const int64_t rows = std::min(kTileQueries, t1 - t);
+      if (key_end(shape, t + rows) <= s0) continue;
+      multiply({q.at(b, t, h), q.token_stride, 1}, keys, kTileKeys, scores, kTileKeys, rows, kTileKeys, C, false);
+      float* out_sums = sums + (t - t0) * width;
+      for (int64_t i = 0; i < rows; ++i) {
+        float* row = scores + i * kTileKeys;
+        finish_scores(shape, b, h, t + i, s0, row);
+        const float factor = exponentiate(row, kTileKeys, states[t - t0 + i]);
+        if (shape.dropout.threshold > 0) drop(shape.dropout, dropout_row(shape, b, h, t + i), s0, kTileKeys, row);
+        if (s0 > 0) {
+#pragma omp simd
+          for (int64_t c = 0; c < width; ++c) out_sums[i * width + c] *= factor;
+        }
+      }
+      multiply({scores, kTileKeys, 1}, values, width, out_sums, width, rows, width, kTileKeys, true);
+    }
+  }
+  for (int64_t t = t0; t < t1; ++t) {
+    finish_row(sums + (t - t0) * width, states[t - t0], C, out + ((b * shape.T + t) * shape.H + h) * C,
+               logsumexp + (b * shape.H + h) * shape.T + t);
+  }
+}
+
+// One query of one head without packing: decoding reads each key and value once, in place.
+void attend_row(const AttentionShape& shape, Rows q, Rows k, Rows v, int64_t b, int64_t h, int64_t t, float* out,
+                float* logsumexp) {
+  const int64_t C = shape.C, kv = h / (shape.H / shape.K), end = key_end(shape, t + 1);
+  const float* query = q.at(b, t, h);
+  const std::unique_ptr<float[]> sums(new float[C]());
+  Softmax state{kHidden, 0.0f};
+  float scores[kTileKeys];
+  for (int64_t s0 = 0; s0 < end; s0 += kTileKeys) {
+    const int64_t filled = std::min(kTileKeys, end - s0);
+    std::fill_n(scores, kTileKeys, 0.0f);
+    for (int64_t j = 0; j < filled; ++j) {
+      const float* key = k.at(b, s0 + j, kv);
+      float dot = 0;
+#pragma omp simd reduction(+ : dot)
+      for (int64_t c = 0; c < C; ++c) dot += query[c] * key[c];
+      scores[j] = dot;
+    }
+    finish_scores(shape, b, h, t, s0, scores);
+    const float factor = exponentiate(scores, kTileKeys, state);
+    if (shape.dropout.threshold > 0) drop(shape.dropout, dropout_row(shape, b, h, t), s0, kTileKeys, scores);
+    float* total = sums.get();
+#pragma omp simd
+    for (int64_t c = 0; c < C; ++c) total[c] *= factor;
+    for (int64_t j = 0; j < filled; ++j) {
+      const float* value = v.at(b, s0 + j, kv);
+      const float weight = scores[j];
+#pragma omp simd
+      for (int64_t c = 0; c < C; ++c) total[c] += weight * value[c];
+    }
+  }
+  finish_row(sums.get(), state, C, out + ((b * shape.T + t) * shape.H + h) * C,
+             logsumexp + (b * shape.H + h) * shape.T + t);
+}
+
+}  // namespace
+
+void attention(const AttentionShape& shape, Rows q, Rows k, Rows v, float* out, float* logsumexp) {
+  if (shape.T <= kFewQueries) {
+    const int64_t heads = std::max<int64_t>(1, 8192 / (shape.length * shape.C * shape.T + 1));
+    parallel_ranges(shape.B * shape.H, heads, [&](int64_t begin, int64_t end) {
+      for (int64_t bh = begin; bh < end; ++bh) {
+        for (int64_t t = 0; t < shape.T; ++t) {
+          attend_row(shape, q, k, v, bh / shape.H, bh % shape.H, t, out, logsumexp);
+        }
+      }
+    });
+    return;
+  }
+  const int64_t pieces = (shape.T + kChunkQueries - 1) / kChunkQueries;
+  parallel_chunks(shape.B * shape.H * pieces, [&](int64_t chunk) {
+    const int64_t bh = chunk / pieces, t0 = chunk % pieces * kChunkQueries;
+    attend_tiles(shape, q, k, v, bh / shape.H, bh % shape.H, t0, std::min(shape.T, t0 + kChunkQueries), out,
+                 logsumexp);
+  });
+}
+
+}  // namespace msllm

@@ -1,0 +1,93 @@
+// Vectors of the widest kind the target has, and branch-free elementary functions that the compiler can vectorise.
+// NaN in, NaN out: a NaN loss must stay visible.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace msllm {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
+
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
+
+inline Vec splat(float x) { return x - Vec{}; }
+
+inline float sum_lanes(Vec v) {
+  float s = 0;
+  for (int i = 0; i < kLanes; ++i) s += v[i];
+  return s;
+}
+
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+template <typename To, typename From>
+inline To bits_to(From from) {
+  static_assert(sizeof(To) == sizeof(From), "sizes differ");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// e^x within 1 unit in the last place for x in [-87.3, 88.3]; 0 below, and constant above (2.3e38).
+inline float exp_fast(float x) {
+  const float low = -87.3f, high = 88.3f;
+  float y = low > x ? low : x;  // written so that NaN passes through
+  y = high < y ? high : y;
+  // n = round(x / ln 2), found by adding 1.5 * 2^23: the sum's low bits are n.
+  const float shift = 12582912.0f;
+  const float shifted = y * 1.44269504f + shift;
+  const float n = shifted - shift;
+  const int32_t exponent = bits_to<int32_t>(shifted) << 23;
+  float r = y - n * 0.693359375f;  // ln 2 in two parts: the first has few bits, so that n times it is exact
+  r = r + n * 2.12194440e-4f;
+  // e^r = 1 + r + r^2 p(r) for |r| <= ln(2) / 2
+  float p = 0.00019790245278272778f;
+  p = p * r + 0.0013944759266451001f;
+  p = p * r + 0.008333497680723667f;
+  p = p * r + 0.04166629537940025f;
+  p = p * r + 0.1666666567325592f;
+  p = p * r + 0.5f;
+  p = p * (r * r) + r + 1.0f;
+  const float e = p * bits_to<float>(exponent + (127 << 23));  // a product, so that NaN stays NaN
+  return x < low ? 0.0f : e;
+}
+
+inline float sigmoid_fast(float x) { return 1.0f / (1.0f + exp_fast(-x)); }
+
+// The density of the standard normal distribution.
+inline float normal_density(float x) { return 0.398942280f * exp_fast(-0.5f * x * x); }
+
+// P(X <= x) of the standard normal distribution within 4e-7 relative, its lower tail included. The tail is
+// exp(-x^2/2) times a slowly varying function, fitted by a polynomial in t = 1 / (1 + 0.34 |x|).
+inline float normal_cdf(float x) {
+  const float a = x < 0.0f ? -x : x;
+  const float t = 1.0f / (1.0f + 0.34f * a);
+  float p = -0.026370428502559662f;
+  p = p * t + 0.14067286252975464f;
+  p = p * t - 0.27546370029449463f;
+  p = p * t + 0.20473408699035645f;
+  p = p * t - 0.046395931392908096f;
+  p = p * t + 0.11603528261184692f;
+  p = p * t + 0.11503501981496811f;
+  p = p * t + 0.13613349199295044f;
+  p = p * t + 0.13561934232711792f;
+  const float tail = exp_fast(-0.5f * a * a) * (p * t);
+  return x < 0.0f ? tail : 1.0f - tail;
+}
+
+}  // namespace msllm

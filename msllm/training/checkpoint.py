@@ -1,0 +1,57 @@
+"""Checkpoints: folders checkpoint-<step> that are complete or not there at all."""
+
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from msllm.errors import UserError
+from msllm.files import atomic_folder, read_json, write_json
+from msllm.models.weights import read_file
+
+STATE, OPTIMIZER = "trainer_state.json", "optimizer.safetensors"
+
+
+@dataclasses.dataclass
+class TrainerState:
+    """What a run needs, beside weights and moments, to go on as if it had not stopped."""
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    rng_state: dict = dataclasses.field(default_factory=dict)
+    fingerprint: dict = dataclasses.field(default_factory=dict)
+
+
+def save(output: Path, state: TrainerState, optimizer: dict[str, np.ndarray], write_model) -> Path:
+    """Writes output/checkpoint-<step> in one step and returns it; ``write_model(folder)`` adds the model's files."""
+    path = output / f"checkpoint-{state.step}"
+    with atomic_folder(path) as tmp:
+        write_model(tmp)
+        save_file(optimizer, tmp / OPTIMIZER)
+        write_json(tmp / STATE, dataclasses.asdict(state))
+    return path
+
+
+def load(path: Path) -> tuple[TrainerState, dict[str, np.ndarray]]:
+    """Returns the state and the optimiser's arrays of a checkpoint; UserError where it is none."""
+    if not (path / STATE).is_file() or not (path / OPTIMIZER).is_file():
+        raise UserError(f"{path} is no checkpoint of a run: it lacks {STATE} or {OPTIMIZER}; "
+                        f"give a checkpoint-<step> folder, or auto")
+    return TrainerState(**read_json(path / STATE)), read_file(path / OPTIMIZER)
+
+
+def find(output: Path) -> list[Path]:
+    """Returns the checkpoints of a run, oldest first."""
+    found = [(int(m[1]), p) for p in output.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
+    return [p for _, p in sorted(found)]
+
+
+def prune(output: Path, keep: int, best_step: int | None) -> None:
+    """Removes all but the newest ``keep`` checkpoints and the best one."""
+    for path in find(output)[:-keep]:
+        if path.name != f"checkpoint-{best_step}":
+            shutil.rmtree(path)
