@@ -70,7 +70,7 @@ def parse_record(raw: Any, source: str = "record") -> Record:
             one without an assistant turn.
     """
     if not isinstance(raw, Mapping):
-        raise UserError(f"{source} is a {_type(raw)}, expected an object with {_EXPECTED}")
+        raise UserError(f"{source} is {_type(raw)}, expected an object with {_EXPECTED}")
     if "messages" in raw or "conversations" in raw:
         key = "messages" if "messages" in raw else "conversations"
         return Record(messages=_conversation(raw, key, source), tools=_tools(raw.get("tools"), source), source=source)
@@ -91,7 +91,7 @@ def _alpaca(raw: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], ...
         messages.append({"role": "system", "content": _string(raw, "system", source)})
     history = raw.get("history") or []
     if not isinstance(history, list):
-        raise UserError(f"{source}: history is a {_type(history)}, expected a list of [question, answer] pairs")
+        raise UserError(f"{source}: history is {_type(history)}, expected a list of [question, answer] pairs")
     for pair in history:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise UserError(f"{source}: history holds {pair!r}, expected [question, answer] pairs of strings")
@@ -106,7 +106,7 @@ def _alpaca(raw: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], ...
 def _conversation(raw: Mapping[str, Any], key: str, source: str) -> tuple[Mapping[str, Any], ...]:
     turns = raw[key]
     if not isinstance(turns, list):
-        raise UserError(f"{source}: {key} is a {_type(turns)}, expected a list of turns")
+        raise UserError(f"{source}: {key} is {_type(turns)}, expected a list of turns")
     if not turns:
         raise UserError(f"{source}: {key} is empty, expected turns of a user and an assistant; remove the record")
     messages = [_turn(turn, f"{source}, turn {n}") for n, turn in enumerate(turns, 1)]
@@ -120,7 +120,7 @@ def _conversation(raw: Mapping[str, Any], key: str, source: str) -> tuple[Mappin
 
 def _turn(turn: Any, source: str) -> Mapping[str, Any]:
     if not isinstance(turn, Mapping):
-        raise UserError(f"{source} is a {_type(turn)}, expected an object with role and content, or from and value")
+        raise UserError(f"{source} is {_type(turn)}, expected an object with role and content, or from and value")
     if "role" in turn:
         role = turn["role"]
         if role not in ROLES:
@@ -167,7 +167,12 @@ def _string(raw: Mapping[str, Any], key: str, source: str) -> str:
         raise UserError(f"{source} lacks the key {key}{_near(key, raw)}; it has {', '.join(map(str, raw)) or 'none'}; "
                         f"expected {_EXPECTED}")
     if not isinstance(raw[key], str):
-        raise UserError(f"{source}: {key} is a {_type(raw[key])}, expected a string")
+        raise UserError(f"{source}: {key} is {_type(raw[key])}, expected a string")
+    try:
+        raw[key].encode()
+    except UnicodeEncodeError as e:  # JSON may spell half of a surrogate pair, which is no character
+        raise UserError(f"{source}: {key} has half a character, {raw[key][e.start]!a}, at position {e.start}; "
+                        f"remove or complete it") from None
     return raw[key]
 
 
@@ -176,5 +181,5 @@ def _near(key: str, found: Iterable[Any]) -> str:
 
 
 def _type(value: Any) -> str:
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return "null" if value is None else names.get(type(value), type(value).__name__)

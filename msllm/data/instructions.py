@@ -32,7 +32,10 @@ NOUNS = {
     "cup": "杯子", "chair": "椅子", "table": "桌子", "flower": "花", "hat": "帽子", "boat": "船", "door": "门", "key": "钥匙",
     "shirt": "衬衫", "box": "盒子", "ball": "球", "lamp": "灯", "tree": "树", "umbrella": "雨伞", "apple": "苹果",
     "island": "岛", "window": "窗户", "picture": "画", "garden": "花园", "river": "河",
+    "rabbit": "兔子", "tiger": "老虎", "monkey": "猴子",
 }
+ANIMALS = ("cat", "dog", "horse", "bird", "fish", "rabbit", "tiger", "monkey")
+ANIMALS_ZH = tuple(NOUNS[word] for word in ANIMALS)
 OTHER_WORDS = {  # the operands that change with the language of the question
     "larger": "大", "smaller": "小", "even": "偶数", "odd": "奇数", "after": "后", "before": "前",
     **{day: f"星期{name}" for day, name in zip(WEEKDAYS, "一二三四五六日", strict=True)},
@@ -116,10 +119,11 @@ def _draw_comparison(draw):
     return draw.one(("larger", "smaller")), str(first), str(second)
 
 
-def _draw_count(draw):
-    words = draw.some(tuple(NOUNS), 3)
-    items = tuple(draw.one(words) for _ in range(draw.number(3, 5)))
-    return draw.one(items), *items
+def _draw_animals(draw):
+    count = draw.number(0, 4)
+    things = tuple(word for word in NOUNS if word not in ANIMALS)
+    words = draw.some(ANIMALS, count) + draw.some(things, draw.number(max(0, 2 - count), 5 - count))
+    return draw.some(words, len(words))
 
 
 def _draw_sortable(draw):
@@ -157,6 +161,10 @@ def _solve_opposites(fields, language):
     return comma.join(other[word] for word in fields[0].split(comma))
 
 
+def _solve_count(fields, _):
+    return str(sum(word in ANIMALS or word in ANIMALS_ZH for word in fields[0].split()))
+
+
 def _solve_largest(fields, _):
     return str(max(int(number) for number in re.split("[,、] ?", fields[0])))
 
@@ -182,7 +190,7 @@ TASKS = (
     Task("numeral", 350, lambda d: (str(d.number(10, 999)),), _words, lambda f, _: chinese_numeral(int(f[0])),
          (("Write the number in Chinese.", "{0}"), ("How is {0} written in Chinese?", "")),
          (("用汉字写出这个数。", "{0}"), ("{0}用汉字怎么写？", ""))),
-    Task("weekday", 216, lambda d: (str(d.number(2, 20)), d.one(("after", "before")), d.one(WEEKDAYS)), _words,
+    Task("weekday", 146, lambda d: (str(d.number(1, 14)), d.one(("after", "before")), d.one(WEEKDAYS)), _words,
          _solve_weekday,
          (("Name the day.", "{0} days {1} {2}"), ("What day is {0} days {1} {2}?", "")),
          (("说出是星期几。", "{2}之{1}{0}天"), ("{2}之{1}{0}天是星期几？", ""))),
@@ -193,10 +201,9 @@ TASKS = (
     Task("sort", 450, _draw_sortable, lambda o, _: (" ".join(o),), lambda f, _: " ".join(sorted(f[0].split())),
          (("Sort the words.", "{0}"), ("List in alphabetical order.", "{0}")),
          (("按字母顺序排列。", "{0}"), ("给单词排序。", "{0}")), unordered=True),
-    Task("count", 450, _draw_count, lambda o, language: (*_nouns(o[:1], language), *_nouns(o[1:], language)),
-         lambda f, _: str(f[1].split().count(f[0])),
-         (("Count the word {0}.", "{1}"), ("How many times do you see {0}?", "{1}")),
-         (("数一数{0}。", "{1}"), ("有几个{0}？", "{1}"))),
+    Task("count", 450, _draw_animals, _nouns, _solve_count,
+         (("Count the animals.", "{0}"), ("How many animals are there?", "{0}")),
+         (("数一数动物。", "{0}"), ("这里有几种动物？", "{0}")), unordered=True),
     Task("opposite", 400, _draw_opposites, _opposites, _solve_opposites,
          (("Give the opposites.", "{0}"), ("What is the opposite of {0}?", "")),
          (("写出反义词。", "{0}"), ("{0}的反义词是什么？", "")), unordered=True),

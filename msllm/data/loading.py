@@ -1,6 +1,7 @@
 """Reading records from files, folders and the hub."""
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -128,11 +129,14 @@ def _read_hub(name: str, split: str) -> Iterator[Record]:
     except ImportError:
         raise UserError(f"{name} is not a file here; to read it from the Hugging Face hub, "
                         f"pip install datasets") from None
+    logging.disable(logging.WARNING)  # its retries are pages of log; the error below says it in a line
     try:
         rows = datasets.load_dataset(name, split=split)
     except Exception as e:  # network, permission, name and format errors share no base class
         reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise UserError(f"{name} is not a file here, and the Hugging Face hub did not give it: {reason}; "
                         f"check the name, or download it and give the file") from None
+    finally:
+        logging.disable(logging.NOTSET)
     for n, row in enumerate(rows, 1):
         yield parse_record({key: value for key, value in row.items() if value is not None}, f"{name}, record {n}")

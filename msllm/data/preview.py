@@ -18,12 +18,13 @@ def preview(record: Record, tokenizer: Tokenizer, max_length: int = 2048, consol
         tokenizer, max_length: as for encode_record.
         console: where to; standard output by default.
     """
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or Console(highlight=False)
     examples = encode_record(record, tokenizer, max_length)
     if not examples:
         console.print(Text(f"{record.source}: nothing to train on"))
     for example in examples:
-        console.print(Text(f"{record.source}: {len(example['input_ids'])} tokens, {trained_count(example)} trained"))
+        console.print(Text(f"{record.source}: {len(example['input_ids'])} tokens, {trained_count(example)} trained"),
+                      soft_wrap=True)
         text = Text()
         for trained, piece in _stretches(example, tokenizer):
             if console.color_system is None:

@@ -4,6 +4,7 @@ A build serves one machine: its folder is named by a hash of the sources, the fl
 Python, and the processor. Anything else, say a home folder shared by two kinds of machine, is another folder.
 """
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -92,7 +93,11 @@ def check(build: Path) -> Path:
 
 def load() -> ModuleType:
     """Returns the compiled module of this machine's build; NotBuilt when there is none that works."""
-    library = check(folder())
+    return _import(check(folder()))
+
+
+@functools.cache  # a process can load it only once
+def _import(library: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(MODULE, library)
     try:
         module = importlib.util.module_from_spec(spec)

@@ -106,14 +106,21 @@ def attention(q_BTHC, k_BSKC, v_BSKC, scale, causal=True, key_mask=None, row_sta
         scores = scores + ops.reshape(slopes, (1, H, 1, 1)) * Tensor(_distance(T, L))
     visible = _visible(T, L, causal, key_mask, row_start)
     if visible is None:
-        weights = ops.softmax(scores, -1)
+        weights = _softmax(scores)
     else:
         scores = ops.select(ops.broadcast_to(visible, scores.shape), scores, ops.full_like(scores, _HIDDEN))
-        weights = ops.softmax(scores, -1) * ops.cast(visible, ms.float32)
+        weights = _softmax(scores) * ops.cast(visible, ms.float32)
     if dropout > 0.0:
         weights = _drop(weights, dropout)
     out = _batch_matmul(ops.reshape(weights, (B, K, H // K * T, L)), v_BKLC)
     return ops.transpose(ops.reshape(out, (B, H, T, C)), (0, 2, 1, 3))
+
+
+def _softmax(scores):
+    # MindSpore 2.9's gradient of softmax on the CPU is wrong for the whole process once it ran over an axis of one.
+    if scores.shape[-1] == 1:
+        return scores * 0.0 + 1.0
+    return ops.softmax(scores, -1)
 
 
 def _distance(T, L):
@@ -211,5 +218,6 @@ def sum_squares(tensors):
 
 def cache_write(cache_BSKC, new_BTKC, start):
     """Writes new at cache[:, start:start + T] in place and returns the cache: new (B, T, K, C), start an int."""
-    cache_BSKC[:, start:start + new_BTKC.shape[1]] = new_BTKC
+    # Assigning a view reads the wrong numbers in MindSpore 2.9.0 (keys and values are slices of one projection).
+    cache_BSKC[:, start:start + new_BTKC.shape[1]] = new_BTKC.contiguous()
     return cache_BSKC

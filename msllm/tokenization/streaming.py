@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from msllm.tokenization.tokenizer import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-# No clean-up rule looks further back than this many characters.
-_CLEAN_UP_REACH = 8
+# No clean-up rule is longer than this many characters.
+_CLEAN_UP_REACH = 4
 
 
 class StreamDecoder:
