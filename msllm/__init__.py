@@ -1,5 +1,11 @@
 """msllm: large language models on MindSpore, from a laptop to an Ascend cluster."""
 
+import os
+
+# MindSpore's generated protobuf files load with the pure Python implementation only. It sets this itself, but too late
+# where something else (a SentencePiece file) brings protobuf in first.
+os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+
 __version__ = "0.1.0"
 
 

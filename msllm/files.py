@@ -74,9 +74,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             yield tmp
-            tmp.chmod(0o777 & ~_umask())
-            for file in sorted(tmp.rglob("*")):
-                _sync(file)
+            _settle(tmp)
             old = None
             if path.exists():  # a folder cannot be renamed over a full one: move the old one aside first
                 old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent)) / "old"
@@ -101,10 +99,8 @@ def atomic_files(folder: str | Path) -> Iterator[Path]:
         tmp = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder))
         try:
             yield tmp
-            files = sorted(tmp.iterdir())
-            for file in files:
-                _sync(file)
-            for file in files:
+            _settle(tmp)
+            for file in sorted(tmp.iterdir()):
                 file.replace(folder / file.name)
             _sync(folder)
         finally:
@@ -121,6 +117,15 @@ def _disk_errors(path: Path) -> Iterator[None]:
             raise
         raise UserError(f"cannot write {path}: {e.strerror}; what was saved before is untouched; "
                         f"free space or choose another folder") from e
+
+
+def _settle(folder: Path) -> None:
+    """Gives what a temporary folder holds the usual permissions (temporary files are private) and syncs it."""
+    mask = _umask()
+    folder.chmod(0o777 & ~mask)
+    for path in sorted(folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

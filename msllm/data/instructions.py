@@ -15,6 +15,7 @@ LANGUAGES = ("en", "zh")
 HELD_OUT = 50  # operand sets a task keeps for the test part
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+WEEKDAYS_ZH = tuple(f"星期{name}" for name in "一二三四五六日")
 DIGITS = "零一二三四五六七八九"
 OPPOSITES = (
     ("big", "small", "大", "小"), ("hot", "cold", "热", "冷"), ("fast", "slow", "快", "慢"), ("high", "low", "高", "低"),
@@ -23,24 +24,19 @@ OPPOSITES = (
     ("strong", "weak", "强", "弱"), ("good", "bad", "好", "坏"), ("true", "false", "真", "假"), ("full", "empty", "满", "空"),
     ("thick", "thin", "厚", "薄"), ("deep", "shallow", "深", "浅"), ("wide", "narrow", "宽", "窄"), ("more", "less", "多", "少"),
 )
+OPPOSITES_ZH = {english: chinese for a, b, c, d in OPPOSITES for english, chinese in ((a, c), (b, d))}
 ADJECTIVES = {
     "red": "红", "white": "白", "black": "黑", "yellow": "黄", "green": "绿", "blue": "蓝", "big": "大", "small": "小",
     "clean": "干净的", "pretty": "漂亮的", "strange": "奇怪的", "cheap": "便宜的", "lovely": "可爱的", "heavy": "沉重的",
 }
 NOUNS = {
-    "cat": "猫", "dog": "狗", "horse": "马", "bird": "鸟", "fish": "鱼", "house": "房子", "car": "汽车", "book": "书",
-    "cup": "杯子", "chair": "椅子", "table": "桌子", "flower": "花", "hat": "帽子", "boat": "船", "door": "门", "key": "钥匙",
-    "shirt": "衬衫", "box": "盒子", "ball": "球", "lamp": "灯", "tree": "树", "umbrella": "雨伞", "apple": "苹果",
-    "island": "岛", "window": "窗户", "picture": "画", "garden": "花园", "river": "河",
-    "rabbit": "兔子", "tiger": "老虎", "monkey": "猴子",
+    "cat": "猫", "dog": "狗", "horse": "马", "bird": "鸟", "fish": "鱼", "rabbit": "兔子", "tiger": "老虎", "monkey": "猴子",
+    "house": "房子", "car": "汽车", "book": "书", "cup": "杯子", "chair": "椅子", "table": "桌子", "flower": "花",
+    "hat": "帽子", "boat": "船", "door": "门", "key": "钥匙", "box": "盒子", "ball": "球", "lamp": "灯", "tree": "树",
+    "apple": "苹果",
 }
 ANIMALS = ("cat", "dog", "horse", "bird", "fish", "rabbit", "tiger", "monkey")
 ANIMALS_ZH = tuple(NOUNS[word] for word in ANIMALS)
-OTHER_WORDS = {  # the operands that change with the language of the question
-    "larger": "大", "smaller": "小", "even": "偶数", "odd": "奇数", "after": "后", "before": "前",
-    **{day: f"星期{name}" for day, name in zip(WEEKDAYS, "一二三四五六日", strict=True)},
-    **{en: zh for a, b, c, d in OPPOSITES for en, zh in ((a, c), (b, d))},
-}
 PHRASES = {f"{a} {n}": ADJECTIVES[a] + NOUNS[n] for a in ADJECTIVES for n in NOUNS}
 PHRASES_BACK = {zh: en for en, zh in PHRASES.items()}
 
@@ -67,19 +63,20 @@ class _Draw:
 class Task:
     """One kind of question: how to draw its operands, word it and answer it.
 
-    ``draw`` returns a tuple of English strings; ``show`` turns it into the fields of a wording;
-    ``solve`` answers from those fields. A wording is a pair (instruction, input). ``unordered`` marks
+    ``draw`` returns the operands, a tuple of str; ``show`` writes them in a language, which is the ``input`` of the
+    record; ``solve`` answers from that input. ``en`` and ``zh`` are wordings of the instruction. ``unordered`` marks
     operands that are the same question in any order.
     """
 
     name: str
-    train: int  # operand sets in the training part; each is asked once per language
+    train: int  # operand sets in the training part
     draw: Callable[[_Draw], tuple[str, ...]]
-    show: Callable[[tuple[str, ...], str], tuple[str, ...]]
-    solve: Callable[[tuple[str, ...], str], str]
-    en: tuple[tuple[str, str], ...]
-    zh: tuple[tuple[str, str], ...]
+    show: Callable[[tuple[str, ...], str], str]
+    solve: Callable[[str, str], str]
+    en: tuple[str, ...]
+    zh: tuple[str, ...]
     unordered: bool = False
+    rounds: int = 1  # how often a training set is asked, the languages in turn
 
 
 def chinese_numeral(number: int) -> str:
@@ -93,16 +90,16 @@ def chinese_numeral(number: int) -> str:
     return text + (DIGITS[ones] if ones else "")
 
 
-def _words(operands, language):
-    return tuple(OTHER_WORDS.get(word, word) if language == "zh" else word for word in operands)
+def _comma(operands, _):
+    return ", ".join(operands)
 
 
 def _nouns(operands, language):
-    return (" ".join(NOUNS[word] if language == "zh" else word for word in operands),)
+    return " ".join(NOUNS[word] if language == "zh" else word for word in operands)
 
 
-def _opposites(operands, language):
-    return (("、" if language == "zh" else ", ").join(_words(operands, language)),)
+def _numbers(text):
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def _draw_difference(draw):
@@ -110,13 +107,8 @@ def _draw_difference(draw):
     return str(large), str(small)
 
 
-def _draw_comparison(draw):
-    first = draw.number(10, 98)
-    near = max(10, min(98, first + draw.number(-9, 9)))  # half the pairs often share their first digit
-    second = draw.one((near, draw.number(10, 98)))
-    if second == first:
-        second = first + 1
-    return draw.one(("larger", "smaller")), str(first), str(second)
+def _draw_pair(draw):
+    return tuple(str(number) for number in draw.some(range(10, 100), 2))
 
 
 def _draw_animals(draw):
@@ -139,80 +131,63 @@ def _draw_opposites(draw):
     return draw.one(first[:2]), draw.one(second[:2])
 
 
-def _solve_comparison(fields, _):
-    return str((max if fields[0] in ("larger", "大") else min)(int(fields[1]), int(fields[2])))
+def _show_opposites(operands, language):
+    return "、".join(OPPOSITES_ZH[word] for word in operands) if language == "zh" else ", ".join(operands)
 
 
-def _solve_next(fields, _):
-    number = int(fields[1])
-    step = 2 if (number % 2 == 0) == (fields[0] in ("even", "偶数")) else 1
-    return str(number + step)
-
-
-def _solve_weekday(fields, language):
-    days = _words(WEEKDAYS, language)
-    sign = 1 if fields[1] in ("after", "后") else -1
-    return days[(days.index(fields[2]) + sign * int(fields[0])) % 7]
-
-
-def _solve_opposites(fields, language):
+def _solve_opposites(text, language):
     comma, column = ("、", 2) if language == "zh" else (", ", 0)
     other = {row[column + i]: row[column + 1 - i] for row in OPPOSITES for i in (0, 1)}
-    return comma.join(other[word] for word in fields[0].split(comma))
+    return comma.join(other[word] for word in text.split(comma))
 
 
-def _solve_count(fields, _):
-    return str(sum(word in ANIMALS or word in ANIMALS_ZH for word in fields[0].split()))
+def _show_weekday(operands, language):
+    day, sign, number = operands
+    if language == "zh":
+        return f"{WEEKDAYS_ZH[WEEKDAYS.index(day)]} {sign} {number} 天"
+    return f"{day} {sign} {number} days"
 
 
-def _solve_largest(fields, _):
-    return str(max(int(number) for number in re.split("[,、] ?", fields[0])))
+def _solve_weekday(text, language):
+    day, sign, number, _ = text.split(" ")
+    days = WEEKDAYS_ZH if language == "zh" else WEEKDAYS
+    return days[(days.index(day) + int(sign + number)) % 7]
 
 
 TASKS = (
-    Task("add", 1000, lambda d: (str(d.number(10, 99)), str(d.number(10, 99))), _words,
-         lambda f, _: str(int(f[0]) + int(f[1])),
-         (("Add the two numbers.", "{0} + {1}"), ("What is {0} plus {1}?", "")),
-         (("计算两个数的和。", "{0} + {1}"), ("{0}加{1}等于多少？", "")), unordered=True),
-    Task("subtract", 800, _draw_difference, _words, lambda f, _: str(int(f[0]) - int(f[1])),
-         (("Subtract the numbers.", "{0} - {1}"), ("What is {0} minus {1}?", "")),
-         (("计算两个数的差。", "{0} - {1}"), ("{0}减{1}等于多少？", ""))),
-    Task("compare", 450, _draw_comparison, _words, _solve_comparison,
-         (("Which number is {0}?", "{1}, {2}"), ("Which is {0}, {1} or {2}?", "")),
-         (("哪个数更{0}？", "{1}、{2}"), ("{1}和{2}哪个更{0}？", "")), unordered=True),
-    Task("largest", 450, lambda d: tuple(str(n) for n in d.some(range(10, 100), 3)),
-         lambda o, language: (("、" if language == "zh" else ", ").join(o),), _solve_largest,
-         (("Find the largest number.", "{0}"), ("Which is the largest of {0}?", "")),
-         (("找出最大的数。", "{0}"), ("{0}中最大的是哪个？", "")), unordered=True),
-    Task("next", 450, lambda d: (d.one(("even", "odd")), str(d.number(10, 997))), _words, _solve_next,
-         (("Find the next {0} number.", "{1}"), ("Which {0} number comes after {1}?", "")),
-         (("写出下一个{0}。", "{1}"), ("{1}之后的下一个{0}是几？", ""))),
-    Task("numeral", 350, lambda d: (str(d.number(10, 999)),), _words, lambda f, _: chinese_numeral(int(f[0])),
-         (("Write the number in Chinese.", "{0}"), ("How is {0} written in Chinese?", "")),
-         (("用汉字写出这个数。", "{0}"), ("{0}用汉字怎么写？", ""))),
-    Task("weekday", 146, lambda d: (str(d.number(1, 14)), d.one(("after", "before")), d.one(WEEKDAYS)), _words,
-         _solve_weekday,
-         (("Name the day.", "{0} days {1} {2}"), ("What day is {0} days {1} {2}?", "")),
-         (("说出是星期几。", "{2}之{1}{0}天"), ("{2}之{1}{0}天是星期几？", ""))),
+    Task("add", 1000, lambda d: (str(d.number(10, 99)), str(d.number(10, 99))), lambda o, _: " + ".join(o),
+         lambda text, _: str(sum(_numbers(text))),
+         ("Add the numbers.", "What is the sum?"), ("计算两个数的和。", "加起来等于多少？"), unordered=True),
+    Task("subtract", 1000, _draw_difference, lambda o, _: " - ".join(o),
+         lambda text, _: str(_numbers(text)[0] - _numbers(text)[1]),
+         ("Subtract the numbers.", "What is the difference?"), ("计算两个数的差。", "减去后还剩多少？")),
+    Task("larger", 450, _draw_pair, _comma, lambda text, _: str(max(_numbers(text))),
+         ("Which number is larger?", "Give the larger number."), ("哪个数更大？", "写出较大的数。"), unordered=True),
+    Task("smallest", 450, lambda d: tuple(str(n) for n in d.some(range(10, 100), 3)), _comma,
+         lambda text, _: str(min(_numbers(text))),
+         ("Find the smallest number.", "Which number is the smallest?"), ("找出最小的数。", "哪个数最小？"), unordered=True),
+    Task("even", 450, lambda d: (str(d.number(10, 997)),), _comma, lambda text, _: str(int(text) // 2 * 2 + 2),
+         ("Find the next even number.", "Which even number comes next?"), ("写出下一个偶数。", "下一个偶数是几？")),
+    Task("numeral", 350, lambda d: (str(d.number(10, 999)),), _comma, lambda text, _: chinese_numeral(int(text)),
+         ("Write the number in Chinese.", "How is it written in Chinese?"), ("用汉字写出这个数。", "这个数用汉字怎么写？")),
+    Task("weekday", 146, lambda d: (d.one(WEEKDAYS), d.one("+-"), str(d.number(1, 14))), _show_weekday, _solve_weekday,
+         ("Which day is it?", "Name the day of the week."), ("那天是星期几？", "算出是星期几。"), rounds=2),
     Task("reverse", 450, lambda d: d.some(tuple(NOUNS), d.number(2, 4)), _nouns,
-         lambda f, _: " ".join(f[0].split()[::-1]),
-         (("Reverse the word order.", "{0}"), ("Say the words backwards.", "{0}")),
-         (("把词语倒序排列。", "{0}"), ("把这些词反过来说。", "{0}"))),
-    Task("sort", 450, _draw_sortable, lambda o, _: (" ".join(o),), lambda f, _: " ".join(sorted(f[0].split())),
-         (("Sort the words.", "{0}"), ("List in alphabetical order.", "{0}")),
-         (("按字母顺序排列。", "{0}"), ("给单词排序。", "{0}")), unordered=True),
-    Task("count", 450, _draw_animals, _nouns, _solve_count,
-         (("Count the animals.", "{0}"), ("How many animals are there?", "{0}")),
-         (("数一数动物。", "{0}"), ("这里有几种动物？", "{0}")), unordered=True),
-    Task("opposite", 400, _draw_opposites, _opposites, _solve_opposites,
-         (("Give the opposites.", "{0}"), ("What is the opposite of {0}?", "")),
-         (("写出反义词。", "{0}"), ("{0}的反义词是什么？", "")), unordered=True),
-    Task("translate", 300, lambda d: (d.one(tuple(PHRASES)),),
-         lambda o, language: (PHRASES[o[0]] if language == "zh" else o[0],),
-         lambda f, language: PHRASES_BACK[f[0]] if language == "zh" else PHRASES[f[0]],
-         (("Translate into Chinese.", "{0}"), ("How do you say {0} in Chinese?", "")),
-         (("翻译成英文。", "{0}"), ("{0}用英文怎么说？", ""))),
+         lambda text, _: " ".join(text.split()[::-1]),
+         ("Reverse the word order.", "Write the words from last to first."), ("把词语倒序排列。", "从后往前写这些词。")),
+    Task("sort", 450, _draw_sortable, lambda o, _: " ".join(o), lambda text, _: " ".join(sorted(text.split())),
+         ("Sort the words.", "List in alphabetical order."), ("按字母顺序排列。", "给单词排序。"), unordered=True),
+    Task("count", 400, _draw_animals, _nouns,
+         lambda text, _: str(sum(word in ANIMALS or word in ANIMALS_ZH for word in text.split())),
+         ("Count the animals.", "How many animals are there?"), ("数一数动物。", "这里有几种动物？"), unordered=True),
+    Task("opposite", 400, _draw_opposites, _show_opposites, _solve_opposites,
+         ("Give the opposites.", "Which words mean the opposite?"), ("写出反义词。", "意思相反的词是什么？"), unordered=True),
+    Task("translate", 250, lambda d: (d.one(tuple(PHRASES)),),
+         lambda o, language: PHRASES[o[0]] if language == "zh" else o[0],
+         lambda text, language: PHRASES_BACK[text] if language == "zh" else PHRASES[text],
+         ("Translate into Chinese.", "How do you say it in Chinese?"), ("翻译成英文。", "用英文怎么说？")),
 )
+_ASKED = {wording: (task, language) for task in TASKS for language in LANGUAGES for wording in getattr(task, language)}
 
 
 def generate(seed: int = 0) -> tuple[list[dict], list[dict]]:
@@ -222,8 +197,8 @@ def generate(seed: int = 0) -> tuple[list[dict], list[dict]]:
         seed: the same seed gives the same records on every machine and Python version.
 
     Returns:
-        (train, test): shuffled lists of records {"instruction", "input", "output", "task"}, all str. A training
-        operand set is asked once in English and once in Chinese; a held-out one once, the languages in turn.
+        (train, test): shuffled lists of records {"instruction", "input", "output", "task"}, all str; half of each
+        task is in English, half in Chinese.
     """
     draw = _Draw(seed)
     train, test = [], []
@@ -231,26 +206,23 @@ def generate(seed: int = 0) -> tuple[list[dict], list[dict]]:
         kept = {}
         while len(kept) < task.train + HELD_OUT:
             operands = task.draw(draw)
-            kept.setdefault(_key(task, operands), operands)
+            kept.setdefault(tuple(sorted(operands)) if task.unordered else operands, operands)
         for i, operands in enumerate(kept.values()):
-            if i < HELD_OUT:
-                test.append(_record(task, operands, LANGUAGES[i % 2], draw))
-            else:
-                train.append(_record(task, operands, LANGUAGES[i % 2], draw))
+            for turn in range(1 if i < HELD_OUT else task.rounds):
+                record = _record(task, operands, LANGUAGES[(i + turn) % 2], draw)
+                (test if i < HELD_OUT else train).append(record)
     return list(draw.some(train, len(train))), list(draw.some(test, len(test)))
 
 
 def answer(record: dict) -> str | None:
     """Returns the answer worked out from ``instruction`` and ``input``, or None for a question of no known task."""
-    question = f"{record['instruction']}\n{record.get('input', '')}"
-    for pattern, task, language in _PATTERNS:
-        if match := pattern.fullmatch(question):
-            fields = tuple(match[f"f{i}"] for i in range(len(match.groups())))
-            try:
-                return task.solve(fields, language)
-            except (KeyError, ValueError):  # worded like this task, but with operands it does not know
-                return None
-    return None
+    if record["instruction"] not in _ASKED:
+        return None
+    task, language = _ASKED[record["instruction"]]
+    try:
+        return task.solve(record["input"], language)
+    except (KeyError, ValueError, IndexError):  # asked like this task, but with operands it does not know
+        return None
 
 
 def check(record: dict, answered: str) -> bool:
@@ -259,20 +231,7 @@ def check(record: dict, answered: str) -> bool:
     return expected is not None and answered.strip() == expected
 
 
-def _key(task: Task, operands: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(sorted(operands)) if task.unordered else operands
-
-
 def _record(task: Task, operands: tuple[str, ...], language: str, draw: _Draw) -> dict:
-    fields = task.show(operands, language)
-    instruction, text = (part.format(*fields) for part in draw.one(getattr(task, language)))
-    return {"instruction": instruction, "input": text, "output": task.solve(fields, language), "task": task.name}
-
-
-def _pattern(wording: tuple[str, str]) -> re.Pattern:
-    text = re.escape("\n".join(wording))
-    return re.compile(re.sub(r"\\{(\d)\\}", r"(?P<f\1>.+?)", text))
-
-
-_PATTERNS = [(_pattern(wording), task, language) for task in TASKS for language in LANGUAGES
-             for wording in getattr(task, language)]
+    text = task.show(operands, language)
+    return {"instruction": draw.one(getattr(task, language)), "input": text, "output": task.solve(text, language),
+            "task": task.name}

@@ -1,9 +1,7 @@
 """From a prompt to text: sampling, beam search, streaming, chat."""
 
-from msllm.generation.beam import beam_search
-from msllm.generation.chat import ChatSession
-from msllm.generation.config import GenerationConfig
-from msllm.generation.generate import Generated, generate
-from msllm.generation.text import generate_text, stream_text
+from msllm.lazy import exports
 
-__all__ = ["ChatSession", "Generated", "GenerationConfig", "beam_search", "generate", "generate_text", "stream_text"]
+__all__, __getattr__ = exports(__name__, {
+    "ChatSession": "chat", "Generated": "generate", "GenerationConfig": "config", "generate_ids": "generate",
+    "generate_text": "text", "stream_text": "text"})

@@ -57,7 +57,7 @@ class Decoder:
         return self.model.next_logits(Tensor(ids), *padding, self.cache).asnumpy()
 
 
-def generate(model, prompts: Sequence[Sequence[int]], config: GenerationConfig, tokenizer=None,
+def generate_ids(model, prompts: Sequence[Sequence[int]], config: GenerationConfig, tokenizer=None,
              on_token: Callable[[int, int], bool] | None = None) -> list[Generated]:
     """Continues every prompt.
 

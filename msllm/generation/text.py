@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from msllm.generation.config import GenerationConfig
-from msllm.generation.generate import Generated, generate
+from msllm.generation.generate import Generated, generate_ids
 
 
 class TextStream:
@@ -66,7 +66,7 @@ def _run(model, tokenizer, prompts, config, show) -> list[tuple[str, Generated]]
             show(piece)
         return streams[row].stopped
 
-    results = generate(model, prompts, config, tokenizer, on_token)
+    results = generate_ids(model, prompts, config, tokenizer, on_token)
     if config.num_beams > 1:  # beams are known at the end only
         for row, result in enumerate(results):
             for token_id in result.ids:

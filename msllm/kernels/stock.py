@@ -18,7 +18,7 @@ _matmul_nt = ops.MatMul(transpose_b=True)
 _batch_matmul_nt = ops.BatchMatMul(transpose_b=True)
 _batch_matmul = ops.BatchMatMul()
 _bias_add = ops.BiasAdd()
-_log_softmax = ops.LogSoftmax(-1)
+_max = ops.ReduceMax(keep_dims=True)
 _ONE_MORE_CALL = Tensor(np.array([0, 1], np.int32))
 _HIDDEN = -3.0e38  # finite, so that a row without any visible key gives no NaN
 
@@ -28,7 +28,7 @@ def linear(x, weight, bias=None):
     y = _matmul_nt(ops.reshape(x, (-1, x.shape[-1])), weight)
     if bias is not None:
         y = _bias_add(y, bias)
-    return ops.reshape(y, x.shape[:-1] + (weight.shape[0],))
+    return ops.reshape(y, (*x.shape[:-1], weight.shape[0]))
 
 
 def embedding(ids, weight):
@@ -147,8 +147,11 @@ def cross_entropy(logits_NV, labels_N, ignore_index=-100):
     """Returns -log softmax(logits)[label] per row, (N,), 0 where the label is ignore_index: labels int32 (N,)."""
     kept = ops.not_equal(labels_N, ignore_index)
     labels = ops.select(kept, labels_N, ops.zeros_like(labels_N))
-    picked = ops.gather_d(_log_softmax(logits_NV), 1, ops.expand_dims(labels, 1))
-    return -ops.reshape(picked, (-1,)) * ops.cast(kept, logits_NV.dtype)
+    # Not ops.log_softmax: on the CPU it hides a NaN.
+    shifted = logits_NV - ops.stop_gradient(_max(logits_NV, 1))
+    picked = ops.reshape(ops.gather_d(shifted, 1, ops.expand_dims(labels, 1)), (-1,))
+    loss = ops.log(ops.reduce_sum(ops.exp(shifted), 1)) - picked
+    return ops.select(kept, loss, ops.zeros_like(loss))
 
 
 def dropout(x, p):

@@ -1,7 +1,6 @@
 """The one training loop: what changes between tasks is the loss function and the data."""
 
-from msllm.training.arguments import TrainingArguments
-from msllm.training.losses import causal_lm_loss
-from msllm.training.trainer import Trainer
+from msllm.lazy import exports
 
-__all__ = ["Trainer", "TrainingArguments", "causal_lm_loss"]
+__all__, __getattr__ = exports(__name__, {
+    "Trainer": "trainer", "TrainingArguments": "arguments", "causal_lm_loss": "losses"})

@@ -1,5 +1,6 @@
 """Parameter-efficient tuning: a model is changed in place, and files that peft reads are written."""
 
-from msllm.tuning.lora import LoraConfig, apply, load_adapter, merge, save_adapter
+from msllm.lazy import exports
 
-__all__ = ["LoraConfig", "apply", "load_adapter", "merge", "save_adapter"]
+__all__, __getattr__ = exports(__name__, {
+    "LoraConfig": "config", "apply": "lora", "load_adapter": "lora", "merge": "lora", "save_adapter": "lora"})

@@ -15,43 +15,12 @@ from msllm.errors import UserError
 from msllm.files import read_json, write_json
 from msllm.layers import Dropout, Linear
 from msllm.models import weights
+from msllm.tuning.config import ALL_LINEAR, LoraConfig
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-ALL_LINEAR = "all-linear"
 # Options of peft that change the result and are not read here; a file that sets one is refused, not misread.
 _REFUSED = ("use_dora", "alpha_pattern", "rank_pattern", "modules_to_save", "layers_to_transform", "lora_bias",
             "use_qalora", "use_bdlora", "target_parameters", "trainable_token_indices", "layer_replication")
-
-
-@dataclasses.dataclass(kw_only=True)
-class LoraConfig:
-    """Options of LoRA; they carry peft's names.
-
-    Args:
-        r: rank of the update.
-        lora_alpha: the update is multiplied by lora_alpha / r.
-        lora_dropout: dropout on the adapter's input, in training.
-        target_modules: names of the linear layers that get an adapter (the last parts of their full names), a
-            regular expression for the full name, or "all-linear": every linear layer but the output head.
-        use_rslora: multiply by lora_alpha / sqrt(r) instead (Kalajdzievski 2023).
-    """
-
-    r: int = 8
-    lora_alpha: float = 16
-    lora_dropout: float = 0.0
-    target_modules: list[str] | str = ALL_LINEAR
-    use_rslora: bool = False
-
-    def __post_init__(self):
-        if self.r < 1:
-            raise UserError(f"lora r is {self.r}, expected 1 or more; change it")
-        if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"lora_dropout is {self.lora_dropout}, expected 0 or more and below 1; change it")
-
-    @property
-    def scaling(self) -> float:
-        """What B A x is multiplied by."""
-        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
 
 class LoraLinear(nn.Cell):

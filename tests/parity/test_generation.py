@@ -6,7 +6,7 @@ from mindspore import Tensor
 
 import msllm
 from msllm.errors import UserError
-from msllm.generation import GenerationConfig, generate
+from msllm.generation import GenerationConfig, generate_ids
 from msllm.generation.sampling import keep_min_p, keep_top_k, keep_top_p, penalise_repetition
 from tests.parity.reference import CAUSAL, TOLERANCE, V, difference, torch, transformers
 
@@ -35,7 +35,7 @@ def theirs_generate(model, prompts, **options):
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_batch_with_left_padding_equals_transformers(zoo, name):
     theirs, folder = zoo.causal(name)
-    ours = generate(msllm.from_pretrained(folder), PROMPTS, GenerationConfig(max_new_tokens=20, eos_token_id=[]))
+    ours = generate_ids(msllm.from_pretrained(folder), PROMPTS, GenerationConfig(max_new_tokens=20, eos_token_id=[]))
     assert [g.ids for g in ours] == theirs_generate(theirs, PROMPTS, max_new_tokens=20)
     assert {g.finish_reason for g in ours} == {"length"}
 
@@ -50,15 +50,15 @@ def test_beam_search_equals_transformers(zoo, name, options, ends):
     prompts = PROMPTS if "repetition_penalty" not in options else PROMPTS[:1]  # transformers counts padding ids too
     config = GenerationConfig(max_new_tokens=12, eos_token_id=ends, **options)
     expected = theirs_generate(theirs, prompts, max_new_tokens=12, eos_token_id=ends or None, **options)
-    assert [g.ids for g in generate(msllm.from_pretrained(folder), prompts, config)] == expected
+    assert [g.ids for g in generate_ids(msllm.from_pretrained(folder), prompts, config)] == expected
 
 
 def test_end_tokens_end_a_row_and_not_the_others(zoo):
     theirs, folder = zoo.causal("llama")
     model = msllm.from_pretrained(folder)
-    free = [g.ids for g in generate(model, PROMPTS, GenerationConfig(max_new_tokens=8, eos_token_id=[]))]
+    free = [g.ids for g in generate_ids(model, PROMPTS, GenerationConfig(max_new_tokens=8, eos_token_id=[]))]
     end = free[1][3]
-    ended = generate(model, PROMPTS, GenerationConfig(max_new_tokens=8, eos_token_id=[end]))
+    ended = generate_ids(model, PROMPTS, GenerationConfig(max_new_tokens=8, eos_token_id=[end]))
     for before, after in zip(free, ended):
         stop = before.index(end) + 1 if end in before else len(before)
         assert after.ids == before[:stop]
@@ -93,10 +93,10 @@ def test_processors_keep_the_tokens_that_transformers_keeps():
 def test_draws_follow_the_distribution_and_the_seed(zoo):
     _, folder = zoo.causal("gpt2-erf")
     model = msllm.from_pretrained(folder)
-    runs = [generate(model, [[5, 6]], GenerationConfig(max_new_tokens=6, do_sample=True, temperature=3.0, seed=s,
+    runs = [generate_ids(model, [[5, 6]], GenerationConfig(max_new_tokens=6, do_sample=True, temperature=3.0, seed=s,
                                                        eos_token_id=[]))[0].ids for s in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
-    alone = generate(model, [[5, 6]], GenerationConfig(max_new_tokens=1, do_sample=True, seed=1, eos_token_id=[]))
+    alone = generate_ids(model, [[5, 6]], GenerationConfig(max_new_tokens=1, do_sample=True, seed=1, eos_token_id=[]))
     logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
     from msllm.generation.sampling import draw
     rng = np.random.default_rng(0)
@@ -109,7 +109,7 @@ def test_a_prompt_that_fills_the_context_is_refused_and_answers_end_with_it(zoo)
     _, folder = zoo.causal("gpt2")
     model = msllm.from_pretrained(folder)
     with pytest.raises(UserError, match="64 tokens, the model's context is 64"):
-        generate(model, [[1] * 64], GenerationConfig())
-    assert len(generate(model, [[1] * 60], GenerationConfig(max_new_tokens=50, eos_token_id=[]))[0].ids) == 4
+        generate_ids(model, [[1] * 64], GenerationConfig())
+    assert len(generate_ids(model, [[1] * 60], GenerationConfig(max_new_tokens=50, eos_token_id=[]))[0].ids) == 4
     with pytest.raises(UserError, match="token id 96, the model knows 0 to 95"):
-        generate(model, [[96]], GenerationConfig())
+        generate_ids(model, [[96]], GenerationConfig())

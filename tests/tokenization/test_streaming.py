@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from msllm.tokenization import load_tokenizer
+from msllm.tokenization import load_tokenizer, train_tokenizer
 
 TEXTS = [
     "Hello world", "  two  spaces ", "你好，世界！龘靐齉 ok", "😀👩‍👩‍👧‍👦🇨🇳 flags",
@@ -43,11 +43,13 @@ def test_joined_pieces_equal_decode_on_random_ids(tokenizer, skip):
         assert streamed(tokenizer, ids, skip) == tokenizer.decode(ids, skip)
 
 
-def test_clean_up_holds_back_what_it_may_still_change(vocabulary):
-    tokenizer = load_tokenizer(vocabulary("gpt2", tokenizer_config={"clean_up_tokenization_spaces": True}))
+def test_clean_up_holds_back_what_it_may_still_change():
+    # An id a character: every place in a rule is a border between pushes.
+    tokenizer = train_tokenizer([" '.?!,ntmsvreX你"], kind="char")
+    tokenizer.clean_up_tokenization_spaces = True
     rng = random.Random(1)
-    for _ in range(2000):
-        ids = tokenizer.encode("".join(rng.choice("  '' .?,nt msvreX你") for _ in range(25)))
+    for _ in range(3000):
+        ids = tokenizer.encode("".join(rng.choice(["n't", " 've", " ' ", *"  '' .?,nt msvreX你"]) for _ in range(15)))
         assert streamed(tokenizer, ids, True) == tokenizer.decode(ids)
 
 

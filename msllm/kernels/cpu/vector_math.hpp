@@ -72,7 +72,7 @@ inline float sigmoid_fast(float x) { return 1.0f / (1.0f + exp_fast(-x)); }
 // The density of the standard normal distribution.
 inline float normal_density(float x) { return 0.398942280f * exp_fast(-0.5f * x * x); }
 
-// P(X <= x) of the standard normal distribution within 4e-7 relative, its lower tail included. The tail is
+// P(X <= x) of the standard normal distribution within 4e-7 of itself, its lower tail included down to -5. The tail is
 // exp(-x^2/2) times a slowly varying function, fitted by a polynomial in t = 1 / (1 + 0.34 |x|).
 inline float normal_cdf(float x) {
   const float a = x < 0.0f ? -x : x;
@@ -86,7 +86,7 @@ inline float normal_cdf(float x) {
   p = p * t + 0.11503501981496811f;
   p = p * t + 0.13613349199295044f;
   p = p * t + 0.13561934232711792f;
-  const float tail = exp_fast(-0.5f * a * a) * (p * t);
+  const float tail = exp_fast(-0.5f * x * x) * (p * t);
   return x < 0.0f ? tail : 1.0f - tail;
 }
 

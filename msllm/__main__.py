@@ -1,0 +1,7 @@
+"""python -m msllm is the msllm command."""
+
+import sys
+
+from msllm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,162 @@
+"""The msllm command: a table from names to typed functions, and the one place where errors become exit codes."""
+
+import dataclasses
+import inspect
+import logging
+import os
+import sys
+import typing
+from argparse import ArgumentError
+from collections.abc import Callable
+
+from msllm.errors import UserError, nearest
+
+# command -> module:function; a module is imported only when its command (or the whole help) is asked for.
+COMMANDS = {
+    "finetune": "finetune:finetune",
+    "chat": "chat:chat",
+    "generate": "generate:generate",
+    "merge": "convert:merge",
+    "convert": "convert:convert",
+    "demo": "demo:demo",
+    "info": "info:info",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line and returns its exit code: 0, or 2 after one line on standard error."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted by Ctrl-C; nothing was left half-written; run the command again", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone, for example `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        from msllm import __version__
+
+        print(f"msllm {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise UserError(f"unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)}; known are {', '.join(COMMANDS)}")
+    function = _function(argv[0])
+    parser, groups = _parser(argv[0], function)
+    options = {s: a for a in parser._actions for s in a.option_strings}
+    _check_options(argv[1:], options, argv[0])
+    try:
+        values = parser.parse_args(_with_flag_values(argv[1:], function, groups))
+        arguments = parser.instantiate_classes(values).as_dict()
+    except ArgumentError as e:
+        raise UserError(_readable(str(e), argv[0])) from None
+    for name, cls in list(groups.items())[:1]:
+        chosen = {f.name: arguments.pop(f.name) for f in dataclasses.fields(cls)}
+        if name == "generation":
+            from msllm.commands.generate import with_saved_options
+
+            chosen = with_saved_options(arguments["model"], chosen, {a.split("=")[0].lstrip("-") for a in argv})
+        arguments[name] = cls(**chosen)
+    arguments.pop("config", None)
+    function(**arguments)
+    return 0
+
+
+def _function(command: str) -> Callable:
+    module, name = COMMANDS[command].split(":")
+    return getattr(__import__(f"msllm.commands.{module}", fromlist=[name]), name)
+
+
+def _parser(command: str, function: Callable):
+    """Returns the parser of a command and its dataclass parameters.
+
+    The fields of the first one are options of their own (--learning_rate), those of others carry its name (--lora.r).
+    """
+    from jsonargparse import ArgumentParser
+
+    groups = {p: t for p, t in typing.get_type_hints(function).items() if dataclasses.is_dataclass(t)}
+    parser = ArgumentParser(prog=f"msllm {command}", description=_summary(function), exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with options; options given here override it.")
+    parser.add_function_arguments(function, skip=set(groups), fail_untyped=True)
+    for i, (name, cls) in enumerate(groups.items()):
+        parser.add_class_arguments(cls, nested_key=name if i else None)
+    return parser, groups
+
+
+def _check_options(argv: list[str], options: dict, command: str) -> None:
+    for word in argv:
+        name = word.split("=")[0]
+        if name.startswith("--") and len(name) > 2 and name not in options:
+            raise UserError(f"unknown option {name}{nearest(name, options)}; see msllm {command} --help")
+
+
+def _with_flag_values(argv: list[str], function: Callable, groups: dict) -> list[str]:
+    """Lets a bare --flag mean --flag=true for the options that are true or false."""
+    hints = dict(typing.get_type_hints(function))
+    for i, (name, cls) in enumerate(groups.items()):
+        hints |= {f"{name}.{k}" if i else k: v for k, v in typing.get_type_hints(cls).items()}
+    flags = {f"--{name}" for name, kind in hints.items() if kind is bool}
+    out = []
+    for i, word in enumerate(argv):
+        bare = word in flags and not (i + 1 < len(argv) and argv[i + 1].lower() in ("true", "false", "yes", "no"))
+        out.append(f"{word}=true" if bare else word)
+    return _with_lists(out, {f"--{name}" for name, kind in hints.items() if _is_list(kind)})
+
+
+def _with_lists(argv: list[str], lists: set[str]) -> list[str]:
+    """Lets --data a b mean a list of two, and --data a a list of one."""
+    out: list[str] = []
+    i = 0
+    while i < len(argv):
+        name, equals, value = argv[i].partition("=")
+        if name not in lists:
+            out.append(argv[i])
+            i += 1
+            continue
+        values = [value] if equals else []
+        i += 1
+        while i < len(argv) and not argv[i].startswith("--"):
+            values.append(argv[i])
+            i += 1
+        if len(values) == 1 and values[0].startswith("["):
+            out.append(f"{name}={values[0]}")
+        else:
+            import json
+
+            out.append(f"{name}={json.dumps(values, ensure_ascii=False)}")
+    return out
+
+
+def _is_list(kind) -> bool:
+    options = typing.get_args(kind) if typing.get_origin(kind) not in (list, None) else (kind,)
+    return any(typing.get_origin(k) is list for k in options)
+
+
+def _readable(message: str, command: str) -> str:
+    """jsonargparse's message as one line with a next step."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return f"{' '.join(lines)[:400]}; see msllm {command} --help"
+
+
+def _summary(function: Callable) -> str:
+    return inspect.getdoc(function).split("\n\n")[0]
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{_summary(_function(name))}" for name in COMMANDS]
+    return "\n".join(["usage: msllm COMMAND [--config FILE.yaml] [OPTIONS]", "", "commands:", *lines, "",
+                      "msllm COMMAND --help lists the options of a command with their defaults."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

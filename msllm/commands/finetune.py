@@ -1,0 +1,124 @@
+"""msllm finetune: a Hugging Face folder and instruction data in, a fine-tuned folder out."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Literal
+
+from msllm.errors import UserError
+from msllm.training.arguments import TrainingArguments
+from msllm.tuning.config import LoraConfig
+
+log = logging.getLogger(__name__)
+
+
+def finetune(
+    model: str,
+    data: list[str],
+    output: str,
+    training: TrainingArguments,
+    lora: LoraConfig,
+    eval_data: list[str] | None = None,
+    val_size: float = 0.0,
+    max_length: int = 1024,
+    packing: bool = False,
+    limit: int | None = None,
+    tuning: Literal["full", "lora"] = "full",
+    preview: bool = False,
+    resume: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Fine-tunes a model on instructions, conversations or plain text.
+
+    Args:
+        model: Hugging Face folder of the model to start from.
+        data: files (Alpaca, ShareGPT, messages, prompt/completion, plain text) or hub names.
+        output: folder of the result; gets model, tokenizer, log.jsonl, loss.png and checkpoints.
+        training: options of the run.
+        lora: options of LoRA.
+        eval_data: files to evaluate on.
+        val_size: without eval_data, the share (below 1) or number of records held out for evaluation.
+        max_length: most tokens of an example; at most the model's context.
+        packing: fill rows of max_length with several examples, which do not see each other.
+        limit: use only the first records of each file.
+        tuning: full trains every weight; lora trains adapters, and the result is an adapter folder.
+        preview: print the first record with its loss mask in colour, and stop.
+        resume: "auto" or a checkpoint folder: go on where an earlier run stopped.
+        overwrite: replace what an earlier run left in the output folder.
+    """
+    if lora != LoraConfig() and tuning != "lora":
+        raise UserError(f"options of lora were given but tuning is {tuning!r}; add --tuning lora")
+    from msllm.commands.loading import require_causal
+    from msllm.data import encode_records, load_records, train_validation_split
+    from msllm.data import preview as show
+    from msllm.models.pretrained import model_class, read_config
+    from msllm.tokenization import load_tokenizer
+
+    model_class(read_config(model), f"{model}/config.json")  # a wrong folder shows before the data is read
+    tokenizer = load_tokenizer(model)
+    records = [r for source in data for r in load_records(source, limit=limit)]
+    if preview:
+        show(records[0], tokenizer, max_length)
+        return
+    held_out = [r for source in eval_data or () for r in load_records(source, limit=limit)]
+    if not held_out and val_size:
+        records, held_out = train_validation_split(records, val_size if val_size < 1 else int(val_size), training.seed)
+
+    from msllm import kernels
+    from msllm.commands.loading import open_checkpoint
+
+    kernels.set_seed(training.seed)
+    network, tokenizer = open_checkpoint(model)
+    require_causal(network, model)
+    length = min(max_length, network.max_length or max_length)
+    examples, report = encode_records(records, tokenizer, length)
+    print(f"training data: {report}", file=sys.stderr)
+    eval_examples = None
+    if held_out:
+        eval_examples, report = encode_records(held_out, tokenizer, length)
+        print(f"evaluation data: {report}", file=sys.stderr)
+    if packing:
+        from msllm.data import pack
+
+        rows = pack(examples, length)
+        print(f"packing: {len(examples)} examples -> {len(rows)} rows of at most {length} tokens", file=sys.stderr)
+        examples = rows
+    train_model(network, tokenizer, model, examples, eval_examples, output, training,
+                lora if tuning == "lora" else None, resume, overwrite)
+    print(f"saved {output}; try it: msllm chat --model {output}", file=sys.stderr)
+
+
+def train_model(network, tokenizer, base: str, examples, eval_examples, output: str, training: TrainingArguments,
+                lora: LoraConfig | None = None, resume: str | None = None, overwrite: bool = False):
+    """Trains ``network`` on encoded examples and leaves a folder that chats; returns the trainer's state.
+
+    Args:
+        base: the folder that ``network`` came from; an adapter names it.
+        lora: None trains every weight.
+    """
+    from msllm.training.trainer import Trainer
+
+    if lora is None:
+        def write_model(folder: Path) -> None:
+            network.write_files(folder, tokenizer)
+
+        read_model = None
+    else:
+        from msllm.tuning import lora as adapters
+
+        changed = adapters.apply(network, lora)
+        trained = sum(p.size for p in network.trainable_params())
+        total = sum(p.size for p in network.get_parameters())
+        print(f"LoRA on {len(changed)} layers: {trained:,} of {total:,} parameters are trained "
+              f"({trained / total:.2%})", file=sys.stderr)
+
+        def write_model(folder: Path) -> None:
+            adapters.save_adapter(network, lora, folder, str(Path(base).resolve()))
+            tokenizer.save_pretrained(folder)
+
+        def read_model(folder: Path) -> None:
+            adapters.load_adapter(network, folder)
+
+    trainer = Trainer(network, training, examples, output, eval_examples, tokenizer.pad_token_id,
+                      write_model=write_model, read_model=read_model)
+    return trainer.train(resume, overwrite)

@@ -1,0 +1,1 @@
+"""From other checkpoint formats to Hugging Face folders with safetensors."""
