@@ -104,7 +104,7 @@ def attention(q_BTHC, k_BSKC, v_BSKC, scale, causal=True, key_mask=None, row_sta
     scores = ops.reshape(_batch_matmul_nt(q, k_BKLC), (B, H, T, L)) * scale
     if slopes is not None:
         scores = scores + ops.reshape(slopes, (1, H, 1, 1)) * Tensor(_distance(T, L))
-    visible = _visible(T, L, causal, key_mask, row_start)
+    visible = visible_keys(T, L, causal, key_mask, row_start)
     if visible is None:
         weights = _softmax(scores)
     else:
@@ -128,7 +128,7 @@ def _distance(T, L):
     return np.arange(L, dtype=np.float32)[None] - np.arange(L - T, L, dtype=np.float32)[:, None]
 
 
-def _visible(T, L, causal, key_mask, row_start):
+def visible_keys(T, L, causal, key_mask, row_start):
     """Returns bool (1 or B, 1, T or 1, L), True where a query sees a key; None when all see all."""
     visible = None
     if causal:

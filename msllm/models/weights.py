@@ -1,10 +1,13 @@
 """Safetensors files: read by memory mapping, checked before use; written whole or not at all."""
 
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from msllm.errors import UserError
@@ -96,6 +99,16 @@ def _tensor(path: Path, name: str, entry: Mapping, data: np.ndarray) -> np.ndarr
     return array.astype(np.float32) if dtype in (np.float16, np.float64) else array
 
 
+def save_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Writes one safetensors file; OSError where the disk refuses."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as e:
+        if code := re.search(r"os error (\d+)", str(e)):  # a full disk should look the same from every writer
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from e
+        raise
+
+
 def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], max_shard_bytes: int = 5 * 10**9) -> None:
     """Writes ``tensors`` into ``folder`` as Hugging Face does: one file, or shards and an index.
 
@@ -112,12 +125,12 @@ def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], max_shard_byt
         shards[-1][name] = np.ascontiguousarray(array)
         used += array.nbytes
     if len(shards) == 1:
-        save_file(shards[0], folder / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(shards[0], folder / WEIGHTS)
         return
     table = {}
     for i, shard in enumerate(shards):
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        save_tensors(shard, folder / file)
         table.update(dict.fromkeys(shard, file))
     total = sum(a.nbytes for a in tensors.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": table})

@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from msllm.errors import UserError
 from msllm.files import atomic_folder, read_json, write_json
-from msllm.models.weights import read_file
+from msllm.models.weights import read_file, save_tensors
 
 STATE, OPTIMIZER = "trainer_state.json", "optimizer.safetensors"
 
@@ -31,7 +30,7 @@ def save(output: Path, state: TrainerState, optimizer: dict[str, np.ndarray], wr
     path = output / f"checkpoint-{state.step}"
     with atomic_folder(path) as tmp:
         write_model(tmp)
-        save_file(optimizer, tmp / OPTIMIZER)
+        save_tensors(optimizer, tmp / OPTIMIZER)
         write_json(tmp / STATE, dataclasses.asdict(state))
     return path
 

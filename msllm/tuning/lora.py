@@ -8,7 +8,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 from mindspore.common.initializer import Uniform, initializer
-from safetensors.numpy import save_file
 
 from msllm import kernels
 from msllm.errors import UserError
@@ -97,7 +96,7 @@ def save_adapter(model, config: LoraConfig, folder: Path, base: str) -> None:
     for name, cell in adapters.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = cell.lora_A.weight.asnumpy()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = cell.lora_B.weight.asnumpy()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    weights.save_tensors(tensors, folder / WEIGHTS)
     targets = config.target_modules
     write_json(folder / CONFIG, {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "inference_mode": True,

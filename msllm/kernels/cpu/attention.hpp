@@ -25,8 +25,23 @@ inline void pack_rows(const float* from, int64_t stride, int64_t count, int64_t 
 
 // Copies `count` rows of C numbers to C rows of kTileKeys numbers: the transposed tile.
 inline void pack_transposed(const float* from, int64_t stride, int64_t count, int64_t C, float* to) {
-  for (int64_t j = 0; j < count; ++j) {
-    for (int64_t c = 0; c < C; ++c) to[c * kTileKeys + j] = from[j * stride + c];
+  constexpr int64_t kBlock = 8;  // rows and columns at a time, so that lines of the cache are used while they are there
+  for (int64_t c0 = 0; c0 < C; c0 += kBlock) {
+    const int64_t c1 = std::min(C, c0 + kBlock);
+    for (int64_t j0 = 0; j0 < count; j0 += kBlock) {
+      const int64_t j1 = std::min(count, j0 + kBlock);
+      if (c1 - c0 == kBlock && j1 - j0 == kBlock) {
+        float block[kBlock][kBlock];
+        for (int64_t j = 0; j < kBlock; ++j) {
+          for (int64_t c = 0; c < kBlock; ++c) block[c][j] = from[(j0 + j) * stride + c0 + c];
+        }
+        for (int64_t c = 0; c < kBlock; ++c) std::copy_n(block[c], kBlock, to + (c0 + c) * kTileKeys + j0);
+      } else {
+        for (int64_t c = c0; c < c1; ++c) {
+          for (int64_t j = j0; j < j1; ++j) to[c * kTileKeys + j] = from[j * stride + c];
+        }
+      }
+    }
   }
   for (int64_t c = 0; c < C; ++c) std::fill(to + c * kTileKeys + count, to + (c + 1) * kTileKeys, 0.0f);
 }
@@ -76,6 +91,14 @@ inline void finish_scores(const AttentionShape& shape, int64_t b, int64_t h, int
 inline int64_t key_end(const AttentionShape& shape, int64_t query_end) {
   if (!shape.causal) return shape.length;
   return std::max<int64_t>(0, std::min(shape.length, shape.length - shape.T + query_end));
+}
+
+// Whether some query of [t, t + rows) may see some key of the tile at first_key: packed documents leave many tiles out.
+inline bool tile_is_seen(const AttentionShape& shape, int64_t b, int64_t t, int64_t rows, int64_t first_key) {
+  if (key_end(shape, t + rows) <= first_key) return false;
+  if (shape.row_start == nullptr) return true;
+  const int32_t* start = shape.row_start + b * shape.T + t;
+  return *std::min_element(start, start + rows) < first_key + kTileKeys;
 }
 
 // The row number that random bits are drawn by.

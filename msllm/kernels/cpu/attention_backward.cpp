@@ -55,7 +55,8 @@ class HeadGradient {
       pack_rows(k_.at(b, s0, kv), k_.token_stride, filled, C, key_rows_, kTileKeys, width_);
       std::fill_n(dk_rows_, 2 * kTileKeys * width_, 0.0f);  // and dv_rows_, which follows
       for (int64_t t = first_query(s0); t < T; t += kTileQueries) {
-        tile(b, h, t, std::min(kTileQueries, T - t), s0);
+        const int64_t rows = std::min(kTileQueries, T - t);
+        if (tile_is_seen(shape_, b, t, rows, s0)) tile(b, h, t, rows, s0);
       }
       for (int64_t j = 0; j < filled; ++j) {
         const int64_t at = ((b * shape_.S + s0 + j) * K + kv) * C;

@@ -64,12 +64,13 @@ void attend_tiles(const AttentionShape& shape, Rows q, Rows k, Rows v, int64_t b
   std::fill_n(states.get(), count, Softmax{kHidden, 0.0f});
   const int64_t end = key_end(shape, t1);
   for (int64_t s0 = 0; s0 < end; s0 += kTileKeys) {
+    if (!tile_is_seen(shape, b, t0, count, s0)) continue;
     const int64_t filled = std::min(kTileKeys, shape.length - s0);
     pack_transposed(k.at(b, s0, kv), k.token_stride, filled, C, keys);
     pack_rows(v.at(b, s0, kv), v.token_stride, filled, C, values, kTileKeys, width);
     for (int64_t t = t0; t < t1; t += kTileQueries) {
       const int64_t rows = std::min(kTileQueries, t1 - t);
-      if (key_end(shape, t + rows) <= s0) continue;
+      if (!tile_is_seen(shape, b, t, rows, s0)) continue;
       multiply({q.at(b, t, h), q.token_stride, 1}, keys, kTileKeys, scores, kTileKeys, rows, kTileKeys, C, false);
       float* out_sums = sums + (t - t0) * width;
       for (int64_t i = 0; i < rows; ++i) {

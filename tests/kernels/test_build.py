@@ -1,0 +1,89 @@
+"""Building the C++ kernels: the key, the messages, and that the sources compile for aarch64 as well."""
+
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from msllm.kernels import build, cached
+
+CROSS = shutil.which("aarch64-linux-gnu-g++")
+QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+
+
+def test_key_depends_on_sources_processor_and_versions(monkeypatch, tmp_path):
+    keys = [cached.key()]
+    assert cached.key() == keys[0]
+    for name, value in (("processor", lambda: "another processor"), ("kernel_flags", lambda machine: ["-O0"])):
+        with monkeypatch.context() as patch:
+            patch.setattr(cached, name, value)
+            keys.append(cached.key())
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "version", "3.99")
+        keys.append(cached.key())
+    shutil.copytree(cached.SOURCES, tmp_path / "cpu")
+    (tmp_path / "cpu" / "norm.cpp").write_text("// changed\n")
+    monkeypatch.setattr(cached, "SOURCES", tmp_path / "cpu")
+    keys.append(cached.key())
+    assert len(set(keys)) == 5
+
+
+def test_flags_keep_nan_and_stay_away_from_openmp_threads():
+    for machine in ("x86_64", "aarch64"):
+        flags = cached.kernel_flags(machine)
+        assert "-ffast-math" not in flags and "-ffinite-math-only" not in flags and "-fopenmp" not in flags
+
+
+def test_without_a_compiler_main_says_so_and_succeeds(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MSLLM_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert build.main() == 0
+    assert "need Linux and a C++ compiler" in capsys.readouterr().out
+    status = build.status()
+    assert status["usable"] is False and status["compiler"] is None and "run `make setup`" in status["reason"]
+    with pytest.raises(build.BuildError, match="install g\\+\\+"):
+        build.build()
+
+
+def test_a_failing_compiler_leaves_nothing_behind(monkeypatch, tmp_path, capsys):
+    compiler = tmp_path / "broken"
+    compiler.write_text("#!/bin/sh\necho 'error: no such thing' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("MSLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", str(compiler))
+    assert build.main() == 1
+    assert "error: no such thing" in capsys.readouterr().err
+    assert not cached.folder().exists()
+
+
+def test_status_of_a_usable_build(cpp):
+    status = build.status()
+    assert status["usable"] is True and status["folder"] == str(cached.folder()) and status["threads"] >= 1
+
+
+@pytest.mark.skipif(CROSS is None, reason="needs g++-aarch64-linux-gnu")
+@pytest.mark.parametrize("source", sorted(path.name for path in cached.SOURCES.glob("*.cpp")))
+def test_sources_compile_for_aarch64(source):
+    flags = ["-std=c++17", "-O1", "-fPIC", "-fopenmp-simd", "-Wall", "-Wextra", "-Werror"]
+    if source == "bindings.cpp":
+        if platform.machine() != "x86_64":
+            pytest.skip("the Python headers here are not those of a cross build")
+        flags = [*build.binding_flags(), "-O0"]
+    done = subprocess.run([CROSS, *flags, "-fsyntax-only", str(cached.SOURCES / source)], capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(CROSS is None or QEMU is None, reason="needs g++-aarch64-linux-gnu and qemu-user")
+def test_kernels_compute_the_same_on_aarch64(tmp_path):
+    check = Path(__file__).with_name("plain_check.cpp")
+    sources = [str(path) for path in cached.SOURCES.glob("*.cpp") if path.name != "bindings.cpp"]
+    program = tmp_path / "check"
+    subprocess.run([CROSS, "-std=c++17", "-O2", "-fopenmp-simd", "-ffp-contract=fast", "-static", "-pthread",
+                    "-I", str(cached.SOURCES), str(check), *sources, "-o", str(program)], check=True)
+    done = subprocess.run([QEMU, str(program)], capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 0 and done.stdout.endswith("all right\n"), done.stdout + done.stderr
