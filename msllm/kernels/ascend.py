@@ -98,8 +98,8 @@ def attention(q_BTHC, k_BSKC, v_BSKC, scale, causal=True, key_mask=None, row_sta
 def flash_mask(B, T, L, causal, key_mask, row_start):
     """Returns flash_attention_score's mask (True hides) and sparse_mode, and which queries see any key.
 
-    The last is bool (B, T, 1, 1), or None where every query sees one: what the operator gives for a query that
-    sees nothing is not documented.
+    The last is bool (B, T, 1, 1), or None where every query sees one. What the operator gives for a query that
+    sees nothing is not documented, so its mask lets such a query see everything, and the caller zeroes its output.
     """
     if key_mask is None and row_start is None and T <= L:
         return (_CAUSAL_MASK, _RIGHT_DOWN_CAUSAL, None) if causal else (None, _ORDINARY_MASK, None)
@@ -107,8 +107,9 @@ def flash_mask(B, T, L, causal, key_mask, row_start):
     if visible is None:
         return None, _ORDINARY_MASK, None
     visible = ops.broadcast_to(visible, (B, 1, T, L))
-    seen = ops.reshape(_any(visible, -1), (B, T, 1, 1))
-    return ops.logical_not(visible), _ORDINARY_MASK, seen
+    seen = ops.reshape(_any(visible, -1), (B, 1, T, 1))
+    hidden = ops.logical_and(ops.logical_not(visible), seen)
+    return hidden, _ORDINARY_MASK, ops.reshape(seen, (B, T, 1, 1))
 
 
 def adamw(params, grads, exp_avg, exp_avg_sq, lr, beta1, beta2, eps, weight_decay, step, grad_scale=1.0):

@@ -92,51 +92,81 @@ void attend_tiles(const AttentionShape& shape, Rows q, Rows k, Rows v, int64_t b
   }
 }
 
-// One query of one head without packing: decoding reads each key and value once, in place.
-void attend_row(const AttentionShape& shape, Rows q, Rows k, Rows v, int64_t b, int64_t h, int64_t t, float* out,
-                float* logsumexp) {
-  const int64_t C = shape.C, kv = h / (shape.H / shape.K), end = key_end(shape, t + 1);
-  const float* query = q.at(b, t, h);
-  const std::unique_ptr<float[]> sums(new float[C]());
-  Softmax state{kHidden, 0.0f};
-  float scores[kTileKeys];
-  for (int64_t s0 = 0; s0 < end; s0 += kTileKeys) {
-    const int64_t filled = std::min(kTileKeys, end - s0);
-    std::fill_n(scores, kTileKeys, 0.0f);
-    for (int64_t j = 0; j < filled; ++j) {
-      const float* key = k.at(b, s0 + j, kv);
-      float dot = 0;
-#pragma omp simd reduction(+ : dot)
-      for (int64_t c = 0; c < C; ++c) dot += query[c] * key[c];
-      scores[j] = dot;
+// scores[j] = query . key j; four keys at a time, so that their sums do not wait for each other.
+inline void products(const float* query, const float* keys, int64_t stride, int64_t count, int64_t C, float* scores) {
+  constexpr int64_t kKeys = 4;
+  const int64_t whole = C / kLanes * kLanes;
+  for (int64_t j = 0; j < count; j += kKeys) {
+    const float* rows[kKeys];
+    Vec sums[kKeys];
+    for (int64_t i = 0; i < kKeys; ++i) {
+      rows[i] = keys + std::min(j + i, count - 1) * stride;
+      sums[i] = Vec{};
     }
-    finish_scores(shape, b, h, t, s0, scores);
-    const float factor = exponentiate(scores, kTileKeys, state);
-    if (shape.dropout.threshold > 0) drop(shape.dropout, dropout_row(shape, b, h, t), s0, kTileKeys, scores);
-    float* total = sums.get();
-#pragma omp simd
-    for (int64_t c = 0; c < C; ++c) total[c] *= factor;
-    for (int64_t j = 0; j < filled; ++j) {
-      const float* value = v.at(b, s0 + j, kv);
-      const float weight = scores[j];
-#pragma omp simd
-      for (int64_t c = 0; c < C; ++c) total[c] += weight * value[c];
+    for (int64_t c = 0; c < whole; c += kLanes) {
+      const Vec part = load(query + c);
+      for (int64_t i = 0; i < kKeys; ++i) sums[i] += part * load(rows[i] + c);
+    }
+    for (int64_t i = 0; i < std::min(kKeys, count - j); ++i) {
+      float sum = sum_lanes(sums[i]);
+      for (int64_t c = whole; c < C; ++c) sum += query[c] * rows[i][c];
+      scores[j + i] = sum;
     }
   }
-  finish_row(sums.get(), state, C, out + ((b * shape.T + t) * shape.H + h) * C,
-             logsumexp + (b * shape.H + h) * shape.T + t);
+}
+
+// Asks for rows ahead of their use: with the heads of a token between them, the hardware does not foresee them.
+inline void prefetch_rows(const float* from, int64_t stride, int64_t count, int64_t C) {
+  for (int64_t j = 0; j < count; ++j) {
+    for (int64_t c = 0; c < C; c += 16) __builtin_prefetch(from + j * stride + c);
+  }
+}
+
+// The few queries of all heads that share a key-value head, without packing: decoding reads each key and value once.
+void attend_few(const AttentionShape& shape, Rows q, Rows k, Rows v, int64_t b, int64_t kv, float* out,
+                float* logsumexp) {
+  const int64_t C = shape.C, whole = C / kLanes * kLanes, T = shape.T, group = shape.H / shape.K;
+  const std::unique_ptr<float[]> sums(new float[group * T * C]());
+  const std::unique_ptr<Softmax[]> states(new Softmax[group * T]);
+  std::fill_n(states.get(), group * T, Softmax{kHidden, 0.0f});
+  float scores[kTileKeys];
+  const int64_t end = key_end(shape, T);
+  for (int64_t s0 = 0; s0 < end; s0 += kTileKeys) {
+    const int64_t filled = std::min(kTileKeys, end - s0), following = std::min(kTileKeys, end - s0 - filled);
+    const float* values = v.at(b, s0, kv);
+    prefetch_rows(values, v.token_stride, filled, C);
+    for (int64_t i = 0; i < group * T; ++i) {
+      const int64_t h = kv * group + i / T, t = i % T;
+      if (!tile_is_seen(shape, b, t, 1, s0)) continue;
+      std::fill_n(scores, kTileKeys, 0.0f);
+      products(q.at(b, t, h), k.at(b, s0, kv), k.token_stride, filled, C, scores);
+      if (i == 0) prefetch_rows(k.at(b, s0 + filled, kv), k.token_stride, following, C);
+      finish_scores(shape, b, h, t, s0, scores);
+      const float factor = exponentiate(scores, kTileKeys, states[i]);
+      if (shape.dropout.threshold > 0) drop(shape.dropout, dropout_row(shape, b, h, t), s0, kTileKeys, scores);
+      float* total = sums.get() + i * C;
+      for (int64_t c = 0; c < C; ++c) total[c] *= factor;
+      multiply({scores, 0, 1}, values, v.token_stride, total, 0, 1, whole, filled, true);
+      for (int64_t j = 0; j < filled; ++j) {
+        for (int64_t c = whole; c < C; ++c) total[c] += scores[j] * values[j * v.token_stride + c];
+      }
+    }
+  }
+  for (int64_t i = 0; i < group * T; ++i) {
+    const int64_t h = kv * group + i / T, t = i % T;
+    finish_row(sums.get() + i * C, states[i], C, out + ((b * T + t) * shape.H + h) * C,
+               logsumexp + (b * shape.H + h) * T + t);
+  }
 }
 
 }  // namespace
 
 void attention(const AttentionShape& shape, Rows q, Rows k, Rows v, float* out, float* logsumexp) {
   if (shape.T <= kFewQueries) {
-    const int64_t heads = std::max<int64_t>(1, 8192 / (shape.length * shape.C * shape.T + 1));
-    parallel_ranges(shape.B * shape.H, heads, [&](int64_t begin, int64_t end) {
-      for (int64_t bh = begin; bh < end; ++bh) {
-        for (int64_t t = 0; t < shape.T; ++t) {
-          attend_row(shape, q, k, v, bh / shape.H, bh % shape.H, t, out, logsumexp);
-        }
+    const int64_t work = shape.length * shape.C * shape.T * (shape.H / shape.K) + 1;
+    parallel_ranges(shape.B * shape.K, std::max<int64_t>(1, 8192 / work), [&](int64_t begin, int64_t end) {
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        attend_few(shape, q, k, v, chunk / shape.K, chunk % shape.K, out, logsumexp);
       }
     });
     return;
