@@ -96,17 +96,11 @@ def test_more_queries_than_keys_leaves_the_first_ones_blind(table, check, rng):
     compare(table, check, rng, (1, 9, 5, 2, 2, 8))
 
 
-def test_scores_of_any_size_do_not_overflow(table, check, rng):
+def test_scores_of_any_size_do_not_overflow(table, rng):
     arrays = (100 * normal(rng, 1, 70, 1, 8), 100 * normal(rng, 1, 70, 1, 8), normal(rng, 1, 70, 1, 8))
-    B, T, S, H, K, C = 1, 70, 70, 1, 1, 8
-    del B, T, S, H, K
-
-    def function(q, k, v):
-        return table.attention(q, k, v, C**-0.5)
-
     # The products are of the order 1e4, so a float32 score is only good to 1e-3: compare values loosely.
-    out = function(*map(Tensor, arrays)).asnumpy()
-    want = reference(*(torch.tensor(a).double() for a in arrays), C**-0.5).numpy()
+    out = table.attention(*map(Tensor, arrays), 0.35).asnumpy()
+    want = reference(*(torch.tensor(a).double() for a in arrays), 0.35).numpy()
     assert np.abs(out - want).max() < 5e-3
 
 

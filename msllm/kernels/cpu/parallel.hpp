@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace msllm {
 
@@ -16,8 +17,8 @@ void run_chunks(int64_t chunks, void (*body)(void* context, int64_t chunk), void
 
 template <typename Body>
 void parallel_chunks(int64_t chunks, Body&& body) {
-  run_chunks(
-      chunks, [](void* context, int64_t chunk) { (*static_cast<Body*>(context))(chunk); }, const_cast<void*>(static_cast<const void*>(&body)));
+  run_chunks(chunks, [](void* context, int64_t chunk) { (*static_cast<std::remove_reference_t<Body>*>(context))(chunk); },
+             &body);
 }
 
 // Calls body(begin, end) for consecutive pieces of [0, total) of `size` items each (the last may be shorter).

@@ -28,9 +28,9 @@ inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
 inline Vec splat(float x) { return x - Vec{}; }
 
 inline float sum_lanes(Vec v) {
-  float s = 0;
-  for (int i = 0; i < kLanes; ++i) s += v[i];
-  return s;
+  float sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += v[i];
+  return sum;
 }
 
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
