@@ -154,8 +154,16 @@ def _summary(function: Callable) -> str:
 def _overview() -> str:
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{_summary(_function(name))}" for name in COMMANDS]
-    return "\n".join(["usage: msllm COMMAND [--config FILE.yaml] [OPTIONS]", "", "commands:", *lines, "",
-                      "msllm COMMAND --help lists the options of a command with their defaults."])
+    return "\n".join(
+        [
+            "usage: msllm COMMAND [--config FILE.yaml] [OPTIONS]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "msllm COMMAND --help lists the options of a command with their defaults.",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ def read_text(path: str | Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}; convert it, "
-                        f"for example with iconv -f gb18030 -t utf-8") from None
+        raise UserError(
+            f"{path} is not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}; convert it, "
+            f"for example with iconv -f gb18030 -t utf-8"
+        ) from None
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}; check the path") from None
 
@@ -112,11 +114,21 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
-                           errno.EEXIST, errno.EFBIG):
+        if e.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EPERM,
+            errno.ENOTDIR,
+            errno.EEXIST,
+            errno.EFBIG,
+        ):
             raise
-        raise UserError(f"cannot write {path}: {e.strerror}; what was saved before is untouched; "
-                        f"free space or choose another folder") from e
+        raise UserError(
+            f"cannot write {path}: {e.strerror}; what was saved before is untouched; "
+            f"free space or choose another folder"
+        ) from e
 
 
 def _settle(folder: Path) -> None:

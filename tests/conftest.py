@@ -23,9 +23,18 @@ def tiny_model(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = train_tokenizer(["say one two three four, word by word", "1 2 3"], 300)
-    config = LlamaConfig.from_dict({
-        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
-        "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id})
+    config = LlamaConfig.from_dict(
+        {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+        }
+    )
     LlamaForCausalLM(config).save_pretrained(folder, tokenizer)
     return folder

@@ -16,15 +16,33 @@ from msllm.cli import main
 @pytest.fixture
 def data(tmp_path):
     path = tmp_path / "data.jsonl"
-    records = [{"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": f"word {i}"}]}
-               for i in range(12)]
+    records = [
+        {"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": f"word {i}"}]}
+        for i in range(12)
+    ]
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
     return path
 
 
 def finetune(model, data, output, *more):
-    return main(["finetune", "--model", str(model), "--data", str(data), "--output", str(output), "--max_steps", "3",
-                 "--per_device_train_batch_size", "4", "--learning_rate", "1e-2", *more])
+    return main(
+        [
+            "finetune",
+            "--model",
+            str(model),
+            "--data",
+            str(data),
+            "--output",
+            str(output),
+            "--max_steps",
+            "3",
+            "--per_device_train_batch_size",
+            "4",
+            "--learning_rate",
+            "1e-2",
+            *more,
+        ]
+    )
 
 
 def test_module_and_script_are_one_program():
@@ -46,8 +64,9 @@ def test_finetune_leaves_a_folder_that_transformers_reads(tiny_model, data, tmp_
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     out = tmp_path / "out"
     assert finetune(tiny_model, data, out, "--val_size", "0.25") == 0
-    assert {"config.json", "model.safetensors", "tokenizer.json", "log.jsonl", "loss.png"} <= \
-        {p.name for p in out.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "log.jsonl", "loss.png"} <= {
+        p.name for p in out.iterdir()
+    }
     assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in log] == [1, 2, 3, 3] and "eval_loss" in log[-1]
@@ -62,8 +81,10 @@ def test_finetune_leaves_a_folder_that_transformers_reads(tiny_model, data, tmp_
 
 def test_a_config_file_and_flags_on_top(tiny_model, data, tmp_path, capsys):
     config = tmp_path / "run.yaml"
-    config.write_text(f"model: {tiny_model}\ndata: [{data}]\noutput: {tmp_path / 'a'}\nmax_steps: 2\n"
-                      f"learning_rate: 0.001\nlr_scheduler_type: constant\n")
+    config.write_text(
+        f"model: {tiny_model}\ndata: [{data}]\noutput: {tmp_path / 'a'}\nmax_steps: 2\n"
+        f"learning_rate: 0.001\nlr_scheduler_type: constant\n"
+    )
     assert main(["finetune", "--config", str(config), "--learning_rate", "0.002"]) == 0
     log = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
     assert [e["learning_rate"] for e in log] == [0.002, 0.002]
@@ -71,8 +92,12 @@ def test_a_config_file_and_flags_on_top(tiny_model, data, tmp_path, capsys):
 
 def test_lora_leaves_an_adapter_that_chats_and_merges(tiny_model, data, tmp_path, capsys):
     out, whole = tmp_path / "adapter", tmp_path / "whole"
-    assert finetune(tiny_model, data, out, "--tuning", "lora", "--lora.r", "2", "--lora.target_modules", "q_proj",
-                    "v_proj") == 0
+    assert (
+        finetune(
+            tiny_model, data, out, "--tuning", "lora", "--lora.r", "2", "--lora.target_modules", "q_proj", "v_proj"
+        )
+        == 0
+    )
     assert "LoRA on 4 layers" in capsys.readouterr().err
     assert not (out / "model.safetensors").exists()
     ask = ["--prompt", "say 1", "--max_new_tokens", "6", "--json_output"]
@@ -88,8 +113,25 @@ def test_packing_trains_on_the_same_tokens(tiny_model, data, tmp_path, capsys):
     """A packed batch of all examples has the loss of an unpacked one: examples do not see each other."""
     first = {}
     for name, more in (("plain", ()), ("packed", ("--packing", "--max_length", "64"))):
-        assert main(["finetune", "--model", str(tiny_model), "--data", str(data), "--output", str(tmp_path / name),
-                     "--max_steps", "1", "--per_device_train_batch_size", "12", *more]) == 0
+        assert (
+            main(
+                [
+                    "finetune",
+                    "--model",
+                    str(tiny_model),
+                    "--data",
+                    str(data),
+                    "--output",
+                    str(tmp_path / name),
+                    "--max_steps",
+                    "1",
+                    "--per_device_train_batch_size",
+                    "12",
+                    *more,
+                ]
+            )
+            == 0
+        )
         first[name] = json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])
     assert "packing: 12 examples -> " in capsys.readouterr().err
     assert first["packed"]["loss"] == pytest.approx(first["plain"]["loss"], rel=1e-5)

@@ -114,10 +114,16 @@ def test_torch_files_are_sent_to_convert(fails, copy, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("content, expected", [
-    (b"", "is empty"), (b"\xff\xfe\x00", "not UTF-8"), (b'{"instruction": ', "JSON"),
-    (b'{"instruction": "a", "output": "b"}\n{"instruction": "c", "answer": "d"}\n', "line 2"),
-], ids=["empty", "not UTF-8", "not JSON", "a key is missing"])
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (b"", "is empty"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b'{"instruction": ', "JSON"),
+        (b'{"instruction": "a", "output": "b"}\n{"instruction": "c", "answer": "d"}\n', "line 2"),
+    ],
+    ids=["empty", "not UTF-8", "not JSON", "a key is missing"],
+)
 def test_bad_data_files(fails, tiny_model, tmp_path, content, expected):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
@@ -142,17 +148,46 @@ def test_a_prompt_longer_than_the_context(fails, tiny_model):
 
 
 def test_nan_loss_stops_and_keeps_the_last_checkpoint(fails, tiny_model, data, tmp_path):
-    line = fails("finetune", "--model", tiny_model, "--data", data, "--output", tmp_path / "o", "--learning_rate",
-                 "1e30", "--max_grad_norm", "0", "--lr_scheduler_type", "constant", "--save_steps", "1",
-                 "--per_device_train_batch_size", "2", "--max_steps", "30")
+    line = fails(
+        "finetune",
+        "--model",
+        tiny_model,
+        "--data",
+        data,
+        "--output",
+        tmp_path / "o",
+        "--learning_rate",
+        "1e30",
+        "--max_grad_norm",
+        "0",
+        "--lr_scheduler_type",
+        "constant",
+        "--save_steps",
+        "1",
+        "--per_device_train_batch_size",
+        "2",
+        "--max_steps",
+        "30",
+    )
     assert "step " in line and "learning rate 1e+30" in line
     kept = tmp_path / "o" / "checkpoint-1"
     assert str(tmp_path / "o" / "checkpoint-") in line and kept.parent.is_dir()
 
 
 def test_a_lora_target_that_matches_nothing_lists_the_linear_names(fails, tiny_model, data, tmp_path):
-    line = fails("finetune", "--model", tiny_model, "--data", data, "--output", tmp_path / "o", "--tuning", "lora",
-                 "--lora.target_modules", "c_attn")
+    line = fails(
+        "finetune",
+        "--model",
+        tiny_model,
+        "--data",
+        data,
+        "--output",
+        tmp_path / "o",
+        "--tuning",
+        "lora",
+        "--lora.target_modules",
+        "c_attn",
+    )
     assert "down_proj, gate_proj, k_proj" in line
     assert not (tmp_path / "o").exists()
 
@@ -161,7 +196,12 @@ def test_a_bert_does_not_chat(fails, tmp_path):
     from msllm.models.bert import BertConfig, BertModel
     from msllm.tokenization import train_tokenizer
 
-    values = {"vocab_size": 300, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "intermediate_size": 8}
+    values = {
+        "vocab_size": 300,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
     BertModel(BertConfig.from_dict(values)).save_pretrained(tmp_path / "bert", train_tokenizer(["some text"], 280))
     assert "BertModel, which does not generate text" in fails("chat", "--model", tmp_path / "bert")

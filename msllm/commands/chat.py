@@ -1,5 +1,6 @@
 """msllm chat: a conversation in the terminal."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -31,10 +32,8 @@ def chat(model: str, generation: GenerationConfig, system: str | None = None) ->
     session = ChatSession(network, tokenizer, generation, system)
     interactive = sys.stdin.isatty()
     if interactive:
-        try:
+        with contextlib.suppress(ImportError):  # Windows has its own
             import readline  # noqa: F401  line editing and history for input()
-        except ImportError:
-            pass  # Windows has its own
         print(f"{Path(model).name}: type a message, /help for commands, Ctrl-D to leave.")
     while True:
         try:

@@ -15,16 +15,33 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ message['content'] }}{{ eos_token }}{% endif %}"
     "{% endfor %}"
 )
-MODEL = dict(hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
-             max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.08)
+MODEL = {
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.08,
+}
 SCHEDULE = TrainingArguments(
-    learning_rate=4e-3, max_steps=3000, per_device_train_batch_size=64, per_device_eval_batch_size=200,
-    lr_scheduler_type="cosine", warmup_steps=100, weight_decay=0.3, adam_beta2=0.99, save_steps=1000,
-    save_total_limit=1, group_by_length=True)
+    learning_rate=4e-3,
+    max_steps=3000,
+    per_device_train_batch_size=64,
+    per_device_eval_batch_size=200,
+    lr_scheduler_type="cosine",
+    warmup_steps=100,
+    weight_decay=0.3,
+    adam_beta2=0.99,
+    save_steps=1000,
+    save_total_limit=1,
+    group_by_length=True,
+)
 
 
-def demo(output: str = "outputs/demo", quick: bool = False, seed: int = 0, resume: str | None = None,
-         overwrite: bool = False) -> None:
+def demo(
+    output: str = "outputs/demo", quick: bool = False, seed: int = 0, resume: str | None = None, overwrite: bool = False
+) -> None:
     """Trains a small LLaMA on the carried instructions and lets it answer held-out ones.
 
     Args:
@@ -49,9 +66,17 @@ def demo(output: str = "outputs/demo", quick: bool = False, seed: int = 0, resum
     tokenizer.chat_template = CHAT_TEMPLATE
     examples, report = encode_records([parse_record(r) for r in train], tokenizer, MODEL["max_position_embeddings"])
     ms.set_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig.from_dict({
-        **MODEL, "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}))
+    model = LlamaForCausalLM(
+        LlamaConfig.from_dict(
+            {
+                **MODEL,
+                "vocab_size": len(tokenizer),
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+            }
+        )
+    )
     size = sum(p.size for p in model.get_parameters())
     print(f"LLaMA with {size:,} parameters, vocabulary of {len(tokenizer)}; {report}", file=sys.stderr)
     arguments = dataclasses.replace(SCHEDULE, seed=seed, **({"max_steps": 20} if quick else {}))
@@ -60,9 +85,18 @@ def demo(output: str = "outputs/demo", quick: bool = False, seed: int = 0, resum
     seconds = time.perf_counter() - start
     answers = answer_all(model, tokenizer, held_out)
     results = score(held_out, answers)
-    write_json(Path(output) / "results.json", {**results, "training_seconds": round(seconds, 1), "steps": state.step,
-                                               "parameters": size, "train_records": len(train),
-                                               "held_out_records": len(held_out), "seed": seed})
+    write_json(
+        Path(output) / "results.json",
+        {
+            **results,
+            "training_seconds": round(seconds, 1),
+            "steps": state.step,
+            "parameters": size,
+            "train_records": len(train),
+            "held_out_records": len(held_out),
+            "seed": seed,
+        },
+    )
     show(held_out, answers, results, seconds, output)
 
 
@@ -73,8 +107,10 @@ def answer_all(model, tokenizer, records: list[dict], batch_size: int = 100) -> 
     config = GenerationConfig(max_new_tokens=48)
     answers: list[str] = []
     for start in range(0, len(records), batch_size):
-        prompts = [tokenizer.apply_chat_template([{"role": "user", "content": question(r)}], add_generation_prompt=True)
-                   for r in records[start : start + batch_size]]
+        prompts = [
+            tokenizer.apply_chat_template([{"role": "user", "content": question(r)}], add_generation_prompt=True)
+            for r in records[start : start + batch_size]
+        ]
         answers += [text for text, _ in generate_text(model, tokenizer, prompts, config, add_special_tokens=False)]
     return answers
 
@@ -104,8 +140,10 @@ def show(records: list[dict], answers: list[str], results: dict, seconds: float,
     from msllm.data.instructions import check
 
     console = Console(highlight=False)
-    console.print(f"\nexact match on {len(records)} held-out questions: [bold]{results['exact_match']:.1%}[/bold] "
-                  f"after {seconds:.0f} s of training")
+    console.print(
+        f"\nexact match on {len(records)} held-out questions: [bold]{results['exact_match']:.1%}[/bold] "
+        f"after {seconds:.0f} s of training"
+    )
     console.print("  " + ", ".join(f"{task} {share:.0%}" for task, share in results["by_task"].items()))
     seen: set[str] = set()
     for record, text in zip(records, answers, strict=True):
@@ -115,6 +153,9 @@ def show(records: list[dict], answers: list[str], results: dict, seconds: float,
         mark = "[green]right[/green]" if check(record, text) else f"[red]wrong[/red], {escape(record['output'])}"
         console.print(f"\n[bold]{escape(question(record))}[/bold]\n  {escape(text)}  ({mark})")
     console.print(f"\nwritten to {output}: a Hugging Face folder, log.jsonl, loss.png, results.json\n\ntry next:")
-    for line in (f"msllm chat --model {output}", f"msllm generate --model {output} --chat --prompt '...'",
-                 "msllm finetune --help"):
+    for line in (
+        f"msllm chat --model {output}",
+        f"msllm generate --model {output} --chat --prompt '...'",
+        "msllm finetune --help",
+    ):
         console.print(f"  .venv/bin/{line}", soft_wrap=True)

@@ -83,13 +83,33 @@ def finetune(
         rows = pack(examples, length)
         print(f"packing: {len(examples)} examples -> {len(rows)} rows of at most {length} tokens", file=sys.stderr)
         examples = rows
-    train_model(network, tokenizer, model, examples, eval_examples, output, training,
-                lora if tuning == "lora" else None, resume, overwrite)
+    train_model(
+        network,
+        tokenizer,
+        model,
+        examples,
+        eval_examples,
+        output,
+        training,
+        lora if tuning == "lora" else None,
+        resume,
+        overwrite,
+    )
     print(f"saved {output}; try it: msllm chat --model {output}", file=sys.stderr)
 
 
-def train_model(network, tokenizer, base: str, examples, eval_examples, output: str, training: TrainingArguments,
-                lora: LoraConfig | None = None, resume: str | None = None, overwrite: bool = False):
+def train_model(
+    network,
+    tokenizer,
+    base: str,
+    examples,
+    eval_examples,
+    output: str,
+    training: TrainingArguments,
+    lora: LoraConfig | None = None,
+    resume: str | None = None,
+    overwrite: bool = False,
+):
     """Trains ``network`` on encoded examples and leaves a folder that chats; returns the trainer's state.
 
     Args:
@@ -99,6 +119,7 @@ def train_model(network, tokenizer, base: str, examples, eval_examples, output: 
     from msllm.training.trainer import Trainer
 
     if lora is None:
+
         def write_model(folder: Path) -> None:
             network.write_files(folder, tokenizer)
 
@@ -109,8 +130,10 @@ def train_model(network, tokenizer, base: str, examples, eval_examples, output: 
         changed = adapters.apply(network, lora)
         trained = sum(p.size for p in network.trainable_params())
         total = sum(p.size for p in network.get_parameters())
-        print(f"LoRA on {len(changed)} layers: {trained:,} of {total:,} parameters are trained "
-              f"({trained / total:.2%})", file=sys.stderr)
+        print(
+            f"LoRA on {len(changed)} layers: {trained:,} of {total:,} parameters are trained ({trained / total:.2%})",
+            file=sys.stderr,
+        )
 
         def write_model(folder: Path) -> None:
             adapters.save_adapter(network, lora, folder, str(Path(base).resolve()))
@@ -119,6 +142,14 @@ def train_model(network, tokenizer, base: str, examples, eval_examples, output: 
         def read_model(folder: Path) -> None:
             adapters.load_adapter(network, folder)
 
-    trainer = Trainer(network, training, examples, output, eval_examples, tokenizer.pad_token_id,
-                      write_model=write_model, read_model=read_model)
+    trainer = Trainer(
+        network,
+        training,
+        examples,
+        output,
+        eval_examples,
+        tokenizer.pad_token_id,
+        write_model=write_model,
+        read_model=read_model,
+    )
     return trainer.train(resume, overwrite)

@@ -55,8 +55,12 @@ def generate(
         group = prompts[start : start + batch_size]
         texts = [layout(p) for p in group] if chat else group
         for text, (answer, result) in zip(group, generate_text(network, tokenizer, texts, generation, not chat)):
-            line = {"prompt": text, "text": answer, "new_tokens": len(result.ids),
-                    "finish_reason": result.finish_reason}
+            line = {
+                "prompt": text,
+                "text": answer,
+                "new_tokens": len(result.ids),
+                "finish_reason": result.finish_reason,
+            }
             print(json.dumps(line, ensure_ascii=False) if json_output else " ".join(answer.split("\n")), flush=True)
 
 

@@ -19,8 +19,10 @@ def open_checkpoint(folder: str):
     if (path / CONFIG).is_file() and not (path / "config.json").is_file():
         base = read_adapter_config(path)[1]
         if not Path(base).is_dir():
-            raise UserError(f"{path} is an adapter of {base!r}, which is no folder here; put the base model there, or "
-                            f"correct base_model_name_or_path in {CONFIG}")
+            raise UserError(
+                f"{path} is an adapter of {base!r}, which is no folder here; put the base model there, or "
+                f"correct base_model_name_or_path in {CONFIG}"
+            )
         model = from_pretrained(base)
         load_adapter(model, path)
         model.set_train(False)
@@ -30,8 +32,10 @@ def open_checkpoint(folder: str):
         model = from_pretrained(path)
         tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size} "
-                        f"(vocab_size in config.json); use the tokenizer that belongs to the model")
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size} "
+            f"(vocab_size in config.json); use the tokenizer that belongs to the model"
+        )
     return model, tokenizer
 
 
@@ -40,5 +44,7 @@ def require_causal(model, folder: str) -> None:
     from msllm.models.pretrained import CausalLM
 
     if not isinstance(model, CausalLM):
-        raise UserError(f"{folder} holds a {type(model).__name__}, which does not generate text; "
-                        f"give a GPT-2, LLaMA or BLOOM folder")
+        raise UserError(
+            f"{folder} holds a {type(model).__name__}, which does not generate text; "
+            f"give a GPT-2, LLaMA or BLOOM folder"
+        )

@@ -28,8 +28,11 @@ def convert_folder(source: str | Path, output: str | Path) -> None:
         tensors.update(_load(file))
     with atomic_folder(output) as tmp:
         for path in source.iterdir():
-            if path.is_file() and path.suffix in (".json", ".txt", ".model", ".jinja") and \
-                    path.name not in TORCH_WEIGHTS:
+            if (
+                path.is_file()
+                and path.suffix in (".json", ".txt", ".model", ".jinja")
+                and path.name not in TORCH_WEIGHTS
+            ):
                 shutil.copyfile(path, tmp / path.name)
         write_weights(tmp, tensors)
 
@@ -51,13 +54,17 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
-        raise UserError("msllm convert reads PyTorch files with PyTorch, which is not installed; "
-                        "pip install torch") from None
+        raise UserError(
+            "msllm convert reads PyTorch files with PyTorch, which is not installed; pip install torch"
+        ) from None
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as e:
-        raise UserError(f"{path} cannot be read as tensors only: {str(e).splitlines()[0]}; "
-                        f"copy it again, or do not trust it") from None
+        raise UserError(
+            f"{path} cannot be read as tensors only: {str(e).splitlines()[0]}; copy it again, or do not trust it"
+        ) from None
     # Tied weights share memory in the file; safetensors wants each its own.
-    return {name: t.to(torch.float32).numpy().copy() if t.is_floating_point() else t.numpy().copy()
-            for name, t in tensors.items()}
+    return {
+        name: t.to(torch.float32).numpy().copy() if t.is_floating_point() else t.numpy().copy()
+        for name, t in tensors.items()
+    }

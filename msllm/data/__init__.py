@@ -7,6 +7,18 @@ from msllm.data.loading import load_records, train_validation_split
 from msllm.data.preview import preview
 
 __all__ = [
-    "IGNORED", "EncodingReport", "Record", "batch_indices", "batches", "collate", "encode_record", "encode_records",
-    "load_records", "pack", "parse_record", "preview", "train_validation_split", "trained_count",
+    "IGNORED",
+    "EncodingReport",
+    "Record",
+    "batch_indices",
+    "batches",
+    "collate",
+    "encode_record",
+    "encode_records",
+    "load_records",
+    "pack",
+    "parse_record",
+    "preview",
+    "train_validation_split",
+    "trained_count",
 ]

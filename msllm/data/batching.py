@@ -18,8 +18,12 @@ _EMPTY: Mapping[str, list[int]] = {"input_ids": [], "labels": []}
 _STRETCH = 50
 
 
-def collate(examples: Sequence[Mapping[str, Sequence[int]]], pad_token_id: int | None = None,
-            pad_to_multiple_of: int | None = None, max_length: int | None = None) -> Batch:
+def collate(
+    examples: Sequence[Mapping[str, Sequence[int]]],
+    pad_token_id: int | None = None,
+    pad_to_multiple_of: int | None = None,
+    max_length: int | None = None,
+) -> Batch:
     """Pads examples on the right into one batch.
 
     What is padding follows from the examples' lengths, never from the ids: pad may be the same id as eos.
@@ -77,8 +81,10 @@ def pack(examples: Sequence[Mapping[str, Sequence[int]]], max_length: int) -> li
     """
     lengths = [len(example["input_ids"]) for example in examples]
     if max(lengths, default=0) > max_length:
-        raise UserError(f"an example has {max(lengths)} tokens and cannot be packed in rows of {max_length}; "
-                        f"encode the records with max_length {max_length}")
+        raise UserError(
+            f"an example has {max(lengths)} tokens and cannot be packed in rows of {max_length}; "
+            f"encode the records with max_length {max_length}"
+        )
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, row), sorted
     for i in sorted(range(len(examples)), key=lambda i: -lengths[i]):
@@ -102,8 +108,16 @@ def _concatenate(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, l
     return packed
 
 
-def batch_indices(lengths: Sequence[int], batch_size: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = True,
-                  drop_last: bool = False, group_by_length: bool = False) -> list[np.ndarray]:
+def batch_indices(
+    lengths: Sequence[int],
+    batch_size: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    group_by_length: bool = False,
+) -> list[np.ndarray]:
     """Returns the examples of each batch of an epoch, as index arrays.
 
     A pure function of its arguments: training resumes at batch k by taking the k-th, without saved state.
@@ -138,10 +152,22 @@ def batch_indices(lengths: Sequence[int], batch_size: int, *, seed: int = 0, epo
     return batches
 
 
-def batches(dataset: Sequence[Mapping[str, Sequence[int]]], batch_size: int, *, pad_token_id: int | None = None,
-            seed: int = 0, epoch: int = 0, start: int = 0, shuffle: bool = True, drop_last: bool = False,
-            group_by_length: bool = False, rank: int = 0, world: int = 1, pad_to_multiple_of: int | None = None,
-            max_length: int | None = None) -> Iterator[Batch]:
+def batches(
+    dataset: Sequence[Mapping[str, Sequence[int]]],
+    batch_size: int,
+    *,
+    pad_token_id: int | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    start: int = 0,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    group_by_length: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    pad_to_multiple_of: int | None = None,
+    max_length: int | None = None,
+) -> Iterator[Batch]:
     """Yields an epoch's batches, as collate makes them, in the order that batch_indices gives.
 
     Args:
@@ -157,11 +183,19 @@ def batches(dataset: Sequence[Mapping[str, Sequence[int]]], batch_size: int, *, 
         UserError: ``world`` does not divide ``batch_size``; and as batch_indices.
     """
     if batch_size % world or not 0 <= rank < world:
-        raise UserError(f"batch_size {batch_size} cannot be split for worker {rank} of {world}; "
-                        f"give a multiple of {world}")
+        raise UserError(
+            f"batch_size {batch_size} cannot be split for worker {rank} of {world}; give a multiple of {world}"
+        )
     lengths = [len(example["input_ids"]) for example in dataset]
-    plan = batch_indices(lengths, batch_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last,
-                         group_by_length=group_by_length)
+    plan = batch_indices(
+        lengths,
+        batch_size,
+        seed=seed,
+        epoch=epoch,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        group_by_length=group_by_length,
+    )
     for indices in plan[start:]:
         share = -(-len(indices) // world)
         mine = [dataset[i] for i in indices[rank * share : (rank + 1) * share]]

@@ -28,12 +28,15 @@ class EncodingReport:
     trained_tokens: int = 0
 
     def __str__(self) -> str:
-        return (f"{self.records} records -> {self.examples} examples, {self.tokens} tokens of which "
-                f"{self.trained_tokens} trained; {self.truncated} truncated, {self.dropped} dropped")
+        return (
+            f"{self.records} records -> {self.examples} examples, {self.tokens} tokens of which "
+            f"{self.trained_tokens} trained; {self.truncated} truncated, {self.dropped} dropped"
+        )
 
 
-def encode_records(records: Iterable[Record], tokenizer: Tokenizer, max_length: int
-                   ) -> tuple[list[Example], EncodingReport]:
+def encode_records(
+    records: Iterable[Record], tokenizer: Tokenizer, max_length: int
+) -> tuple[list[Example], EncodingReport]:
     """Encodes records; see encode_record.
 
     Returns:
@@ -56,8 +59,10 @@ def encode_records(records: Iterable[Record], tokenizer: Tokenizer, max_length: 
         report.trained_tokens += sum(map(trained_count, kept))
         examples += kept
     if not examples:
-        raise UserError(f"none of the {report.records} records has a token to train on within max_length "
-                        f"{max_length}; raise max_length, or look at the records' answers")
+        raise UserError(
+            f"none of the {report.records} records has a token to train on within max_length "
+            f"{max_length}; raise max_length, or look at the records' answers"
+        )
     return examples, report
 
 
@@ -95,8 +100,9 @@ def _encode_whole(record: Record, tokenizer: Tokenizer) -> list[Example]:
             ids = [*ids, tokenizer.eos_token_id]
         return [{"input_ids": ids, "labels": list(ids)}]
     if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no eos_token, so the model could not learn to stop; "
-                        "name one in tokenizer_config.json")
+        raise UserError(
+            "the tokenizer has no eos_token, so the model could not learn to stop; name one in tokenizer_config.json"
+        )
     stops = frozenset(tokenizer.eos_token_ids)
     if record.messages is None:
         prompt = tokenizer.prefix_ids + tokenizer.encode(record.prompt, add_special_tokens=False)
@@ -137,8 +143,10 @@ def _answer_text(prompt: str, text: str, content: str, source: str) -> str:
     # The template opens a turn otherwise for generation than for history: the answer's own words are what counts.
     start = text.rfind(content) if content else -1
     if start < 0:
-        raise UserError(f"{source}: the chat template neither continues its generation prompt nor shows the answer "
-                        f"as given; mend the template")
+        raise UserError(
+            f"{source}: the chat template neither continues its generation prompt nor shows the answer "
+            f"as given; mend the template"
+        )
     return text[start:]
 
 
@@ -168,7 +176,8 @@ def _fit(examples: list[Example], max_length: int, is_text: bool, bos: int | Non
         step = max(max_length - 1, 1)
         examples = [
             {key: values[start : start + max_length] for key, values in example.items()}
-            for example in examples for start in range(0, max(len(example["input_ids"]) - 1, 1), step)
+            for example in examples
+            for start in range(0, max(len(example["input_ids"]) - 1, 1), step)
         ]
     else:
         examples = [_truncate(example, max_length, bos) for example in examples]

@@ -33,10 +33,16 @@ from msllm.errors import UserError, nearest
 
 ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
-    "observation": "tool", "tool": "tool", "function_call": "assistant",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "observation": "tool",
+    "tool": "tool",
+    "function_call": "assistant",
 }
-_EXPECTED = ("instruction and output (Alpaca), conversations (ShareGPT), messages, prompt and completion, or text")
+_EXPECTED = "instruction and output (Alpaca), conversations (ShareGPT), messages, prompt and completion, or text"
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,14 @@ def parse_record(raw: Any, source: str = "record") -> Record:
     if "instruction" in raw:
         return Record(messages=_alpaca(raw, source), source=source)
     if "prompt" in raw or "completion" in raw:
-        return Record(prompt=_string(raw, "prompt", source), completion=_string(raw, "completion", source),
-                      source=source)
+        return Record(
+            prompt=_string(raw, "prompt", source), completion=_string(raw, "completion", source), source=source
+        )
     if "text" in raw:
         return Record(text=_string(raw, "text", source), source=source)
-    raise UserError(f"{source} has the keys {', '.join(map(str, raw)) or 'none'}; expected {_EXPECTED}; "
-                    f"rename its keys")
+    raise UserError(
+        f"{source} has the keys {', '.join(map(str, raw)) or 'none'}; expected {_EXPECTED}; rename its keys"
+    )
 
 
 def _alpaca(raw: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], ...]:
@@ -113,8 +121,10 @@ def _conversation(raw: Mapping[str, Any], key: str, source: str) -> tuple[Mappin
     if raw.get("system"):
         messages.insert(0, {"role": "system", "content": _string(raw, "system", source)})
     if not any(message["role"] == "assistant" for message in messages):
-        raise UserError(f"{source} has no assistant turn (roles: {', '.join(m['role'] for m in messages)}), so there "
-                        f"is nothing to learn; remove the record or add the answer")
+        raise UserError(
+            f"{source} has no assistant turn (roles: {', '.join(m['role'] for m in messages)}), so there "
+            f"is nothing to learn; remove the record or add the answer"
+        )
     return tuple(messages)
 
 
@@ -124,15 +134,18 @@ def _turn(turn: Any, source: str) -> Mapping[str, Any]:
     if "role" in turn:
         role = turn["role"]
         if role not in ROLES:
-            raise UserError(f"{source} has the role {role!r}{nearest(str(role), ROLES)}; "
-                            f"expected one of {', '.join(ROLES)}")
+            raise UserError(
+                f"{source} has the role {role!r}{nearest(str(role), ROLES)}; expected one of {', '.join(ROLES)}"
+            )
         if turn.get("tool_calls") and role == "assistant":
             return {**turn, "content": turn.get("content") or ""}
         return {**turn, "content": _string(turn, "content", source)}
     sender = _string(turn, "from", source)
     if sender not in _SHAREGPT_ROLES:
-        raise UserError(f"{source} has from {sender!r}{nearest(sender, _SHAREGPT_ROLES)}; "
-                        f"expected one of {', '.join(_SHAREGPT_ROLES)}")
+        raise UserError(
+            f"{source} has from {sender!r}{nearest(sender, _SHAREGPT_ROLES)}; "
+            f"expected one of {', '.join(_SHAREGPT_ROLES)}"
+        )
     value = _string(turn, "value", source)
     if sender == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": _calls(value, source)}
@@ -143,8 +156,9 @@ def _calls(value: str, source: str) -> list[dict[str, Any]]:
     calls = _decode(value, "a function_call", source)
     calls = calls if isinstance(calls, list) else [calls]
     if not all(isinstance(call, dict) and "name" in call for call in calls):
-        raise UserError(f'{source}: a function_call is JSON such as {{"name": "add", "arguments": {{"a": 1}}}}, '
-                        f"not {value[:60]!r}")
+        raise UserError(
+            f'{source}: a function_call is JSON such as {{"name": "add", "arguments": {{"a": 1}}}}, not {value[:60]!r}'
+        )
     return [{"type": "function", "function": call} for call in calls]
 
 
@@ -158,21 +172,25 @@ def _decode(value: str, what: str, source: str) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError as e:
-        raise UserError(f"{source}: {what} is not JSON ({e.msg} at character {e.pos}): {value[:60]!r}; "
-                        f"mend it") from None
+        raise UserError(
+            f"{source}: {what} is not JSON ({e.msg} at character {e.pos}): {value[:60]!r}; mend it"
+        ) from None
 
 
 def _string(raw: Mapping[str, Any], key: str, source: str) -> str:
     if key not in raw:
-        raise UserError(f"{source} lacks the key {key}{_near(key, raw)}; it has {', '.join(map(str, raw)) or 'none'}; "
-                        f"expected {_EXPECTED}")
+        raise UserError(
+            f"{source} lacks the key {key}{_near(key, raw)}; it has {', '.join(map(str, raw)) or 'none'}; "
+            f"expected {_EXPECTED}"
+        )
     if not isinstance(raw[key], str):
         raise UserError(f"{source}: {key} is {_type(raw[key])}, expected a string")
     try:
         raw[key].encode()
     except UnicodeEncodeError as e:  # JSON may spell half of a surrogate pair, which is no character
-        raise UserError(f"{source}: {key} has half a character, {raw[key][e.start]!a}, at position {e.start}; "
-                        f"remove or complete it") from None
+        raise UserError(
+            f"{source}: {key} has half a character, {raw[key][e.start]!a}, at position {e.start}; remove or complete it"
+        ) from None
     return raw[key]
 
 

@@ -16,8 +16,14 @@ SUFFIXES = (".json", ".jsonl", ".txt")
 T = TypeVar("T")
 
 
-def load_records(source: str | Path, *, limit: int | None = None, seed: int | None = None,
-                 split_text: bool = True, split: str = "train") -> list[Record]:
+def load_records(
+    source: str | Path,
+    *,
+    limit: int | None = None,
+    seed: int | None = None,
+    split_text: bool = True,
+    split: str = "train",
+) -> list[Record]:
     """Loads training records in any of the formats that msllm.data.formats describes.
 
     Args:
@@ -57,8 +63,9 @@ def load_records(source: str | Path, *, limit: int | None = None, seed: int | No
     return [records[i] for i in sorted(random_order(len(records), seed)[:limit])]
 
 
-def train_validation_split(records: Sequence[T], validation: float | int = 0.1, seed: int = 0
-                           ) -> tuple[list[T], list[T]]:
+def train_validation_split(
+    records: Sequence[T], validation: float | int = 0.1, seed: int = 0
+) -> tuple[list[T], list[T]]:
     """Splits records in two, the same way for the same seed; each part keeps its order.
 
     Args:
@@ -71,17 +78,23 @@ def train_validation_split(records: Sequence[T], validation: float | int = 0.1, 
     """
     count = round(validation * len(records)) if isinstance(validation, float) else validation
     if not 0 < count < len(records):
-        raise UserError(f"validation {validation} of {len(records)} records gives {count} for validation and "
-                        f"{len(records) - count} for training; each needs at least 1")
+        raise UserError(
+            f"validation {validation} of {len(records)} records gives {count} for validation and "
+            f"{len(records) - count} for training; each needs at least 1"
+        )
     held_out = set(random_order(len(records), seed)[:count].tolist())
-    return ([record for i, record in enumerate(records) if i not in held_out],
-            [record for i, record in enumerate(records) if i in held_out])
+    return (
+        [record for i, record in enumerate(records) if i not in held_out],
+        [record for i, record in enumerate(records) if i in held_out],
+    )
 
 
 def _read_file(path: Path, split_text: bool) -> list[Record]:
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{path} has the ending {path.suffix or 'none'!r}, expected one of {', '.join(SUFFIXES)}; "
-                        f"rename or convert it")
+        raise UserError(
+            f"{path} has the ending {path.suffix or 'none'!r}, expected one of {', '.join(SUFFIXES)}; "
+            f"rename or convert it"
+        )
     text = read_text(path)
     if not text.strip():
         raise UserError(f"{path} is empty; expected records such as those in the help of msllm.data.formats")
@@ -127,15 +140,18 @@ def _read_hub(name: str, split: str) -> Iterator[Record]:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{name} is not a file here; to read it from the Hugging Face hub, "
-                        f"pip install datasets") from None
+        raise UserError(
+            f"{name} is not a file here; to read it from the Hugging Face hub, pip install datasets"
+        ) from None
     logging.disable(logging.WARNING)  # its retries are pages of log; the error below says it in a line
     try:
         rows = datasets.load_dataset(name, split=split)
     except Exception as e:  # network, permission, name and format errors share no base class
         reason = " ".join(str(e).split())[:200] or type(e).__name__
-        raise UserError(f"{name} is not a file here, and the Hugging Face hub did not give it: {reason}; "
-                        f"check the name, or download it and give the file") from None
+        raise UserError(
+            f"{name} is not a file here, and the Hugging Face hub did not give it: {reason}; "
+            f"check the name, or download it and give the file"
+        ) from None
     finally:
         logging.disable(logging.NOTSET)
     for n, row in enumerate(rows, 1):

@@ -23,8 +23,10 @@ def preview(record: Record, tokenizer: Tokenizer, max_length: int = 2048, consol
     if not examples:
         console.print(Text(f"{record.source}: nothing to train on"))
     for example in examples:
-        console.print(Text(f"{record.source}: {len(example['input_ids'])} tokens, {trained_count(example)} trained"),
-                      soft_wrap=True)
+        console.print(
+            Text(f"{record.source}: {len(example['input_ids'])} tokens, {trained_count(example)} trained"),
+            soft_wrap=True,
+        )
         text = Text()
         for trained, piece in _stretches(example, tokenizer):
             if console.color_system is None:
@@ -41,5 +43,7 @@ def _stretches(example: Example, tokenizer: Tokenizer) -> list[tuple[bool, str]]
     borders = [0, *(i for i in range(1, len(ids)) if trained[i] != trained[i - 1]), len(ids)]
     # Decoded from the start each time: a token's text may depend on the tokens before it.
     texts = [tokenizer.decode(ids[:border], skip_special_tokens=False) for border in borders]
-    return [(trained[start], text[len(before) :])
-            for start, before, text in zip(borders[:-1], texts[:-1], texts[1:], strict=True)]
+    return [
+        (trained[start], text[len(before) :])
+        for start, before, text in zip(borders[:-1], texts[:-1], texts[1:], strict=True)
+    ]

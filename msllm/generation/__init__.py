@@ -2,6 +2,14 @@
 
 from msllm.lazy import exports
 
-__all__, __getattr__ = exports(__name__, {
-    "ChatSession": "chat", "Generated": "generate", "GenerationConfig": "config", "generate_ids": "generate",
-    "generate_text": "text", "stream_text": "text"})
+__all__, __getattr__ = exports(
+    __name__,
+    {
+        "ChatSession": "chat",
+        "Generated": "generate",
+        "GenerationConfig": "config",
+        "generate_ids": "generate",
+        "generate_text": "text",
+        "stream_text": "text",
+    },
+)

@@ -61,8 +61,9 @@ class Row:
             self.open = self.open and not (hopeless or config.early_stopping)
 
 
-def beam_search(decoder, prompts: Sequence[Sequence[int]], config: GenerationConfig, ends: Sequence[int]
-                ) -> list[list[int]]:
+def beam_search(
+    decoder, prompts: Sequence[Sequence[int]], config: GenerationConfig, ends: Sequence[int]
+) -> list[list[int]]:
     """Returns the best continuation of every prompt.
 
     Args:

@@ -51,14 +51,16 @@ class ChatSession:
     def _prompt(self) -> list[int]:
         limit = self.model.max_length
         while True:
-            ids = self.tokenizer.encode(self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True),
-                                        add_special_tokens=False)
+            ids = self.tokenizer.encode(
+                self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True), add_special_tokens=False
+            )
             if limit is None or len(ids) + min(self.config.max_new_tokens, limit // 4) <= limit:
                 return ids
             if len(self.turns) < 2:
                 if len(ids) < limit:
                     return ids
-                raise UserError(f"the message has {len(ids)} tokens with its template, the model's context is "
-                                f"{limit}; shorten it")
+                raise UserError(
+                    f"the message has {len(ids)} tokens with its template, the model's context is {limit}; shorten it"
+                )
             self.turns = self.turns[2:]
             self.forgotten += 1

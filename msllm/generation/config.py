@@ -45,8 +45,9 @@ class GenerationConfig:
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}, expected 1 or more; change it")
         if self.temperature <= 0:
-            raise UserError(f"temperature is {self.temperature}, expected above 0; "
-                            f"for the most likely token leave do_sample off")
+            raise UserError(
+                f"temperature is {self.temperature}, expected above 0; for the most likely token leave do_sample off"
+            )
         if self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}, expected 0 (off) or more; change it")
         if not 0 < self.top_p <= 1:
@@ -58,8 +59,9 @@ class GenerationConfig:
         if self.num_beams < 1:
             raise UserError(f"num_beams is {self.num_beams}, expected 1 or more; change it")
         if self.num_beams > 1 and self.do_sample:
-            raise UserError(f"num_beams is {self.num_beams} and do_sample on: beam search does not draw; "
-                            f"turn one of them off")
+            raise UserError(
+                f"num_beams is {self.num_beams} and do_sample on: beam search does not draw; turn one of them off"
+            )
 
 
 def end_tokens(model, tokenizer=None) -> list[int]:

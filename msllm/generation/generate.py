@@ -41,8 +41,8 @@ class Decoder:
         rows = [p for p in prompts for _ in range(copies)]
         ids, self.mask = np.zeros((2, len(rows), longest), np.int32)
         for ids_row, mask_row, prompt in zip(ids, self.mask, rows):
-            ids_row[longest - len(prompt):] = prompt
-            mask_row[longest - len(prompt):] = 1
+            ids_row[longest - len(prompt) :] = prompt
+            mask_row[longest - len(prompt) :] = 1
         self.padded = not self.mask.all()
         self.cache = model.make_cache(len(rows), longest + self.steps)
         self.logits = self._run(ids, np.maximum(self.mask.cumsum(1) - 1, 0))
@@ -57,8 +57,13 @@ class Decoder:
         return self.model.next_logits(Tensor(ids), *padding, self.cache).asnumpy()
 
 
-def generate_ids(model, prompts: Sequence[Sequence[int]], config: GenerationConfig, tokenizer=None,
-             on_token: Callable[[int, int], bool] | None = None) -> list[Generated]:
+def generate_ids(
+    model,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    tokenizer=None,
+    on_token: Callable[[int, int], bool] | None = None,
+) -> list[Generated]:
     """Continues every prompt.
 
     Args:
@@ -109,8 +114,12 @@ def check_prompts(model, prompts: Sequence[Sequence[int]]) -> None:
         if not len(prompt):
             raise UserError(f"prompt {row + 1} is empty; give at least one token")
         if model.max_length is not None and len(prompt) >= model.max_length:
-            raise UserError(f"prompt {row + 1} has {len(prompt)} tokens, the model's context is {model.max_length} "
-                            f"with the answer; shorten the prompt")
+            raise UserError(
+                f"prompt {row + 1} has {len(prompt)} tokens, the model's context is {model.max_length} "
+                f"with the answer; shorten the prompt"
+            )
         if max(prompt) >= model.config.vocab_size or min(prompt) < 0:
-            raise UserError(f"prompt {row + 1} holds token id {max(prompt)}, the model knows 0 to "
-                            f"{model.config.vocab_size - 1}; use the tokenizer of this checkpoint")
+            raise UserError(
+                f"prompt {row + 1} holds token id {max(prompt)}, the model knows 0 to "
+                f"{model.config.vocab_size - 1}; use the tokenizer of this checkpoint"
+            )

@@ -44,15 +44,17 @@ class TextStream:
         return piece
 
 
-def generate_text(model, tokenizer, prompts: Sequence[str], config: GenerationConfig,
-                  add_special_tokens: bool = True) -> list[tuple[str, Generated]]:
+def generate_text(
+    model, tokenizer, prompts: Sequence[str], config: GenerationConfig, add_special_tokens: bool = True
+) -> list[tuple[str, Generated]]:
     """Continues texts; returns (answer, Generated) for each prompt."""
     ids = [tokenizer.encode(p, add_special_tokens=add_special_tokens) for p in prompts]
     return _run(model, tokenizer, ids, config, None)
 
 
-def stream_text(model, tokenizer, prompt_ids: Sequence[int], config: GenerationConfig,
-                show: Callable[[str], None]) -> tuple[str, Generated]:
+def stream_text(
+    model, tokenizer, prompt_ids: Sequence[int], config: GenerationConfig, show: Callable[[str], None]
+) -> tuple[str, Generated]:
     """Continues one prompt and calls ``show`` with each piece of text as it becomes certain."""
     return _run(model, tokenizer, [prompt_ids], config, show)[0]
 

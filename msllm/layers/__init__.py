@@ -7,6 +7,15 @@ from msllm.layers.cache import KVCache
 from msllm.layers.positions import Rotary, alibi_slopes, positions
 
 __all__ = [
-    "Dropout", "Embedding", "KVCache", "LayerNorm", "Linear", "RMSNorm", "Rotary", "alibi_slopes", "attend",
-    "parameter", "positions",
+    "Dropout",
+    "Embedding",
+    "KVCache",
+    "LayerNorm",
+    "Linear",
+    "RMSNorm",
+    "Rotary",
+    "alibi_slopes",
+    "attend",
+    "parameter",
+    "positions",
 ]

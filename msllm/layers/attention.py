@@ -3,8 +3,19 @@
 from msllm import kernels
 
 
-def attend(q_BTHC, k_BTKC, v_BTKC, scale, causal=True, key_mask=None, row_start=None, slopes=None, dropout=0.0,
-           cache=None, layer=0):
+def attend(
+    q_BTHC,
+    k_BTKC,
+    v_BTKC,
+    scale,
+    causal=True,
+    key_mask=None,
+    row_start=None,
+    slopes=None,
+    dropout=0.0,
+    cache=None,
+    layer=0,
+):
     """Scaled dot-product attention (Vaswani et al. 2017, equation 1), over the cached keys too.
 
     Args:

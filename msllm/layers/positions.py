@@ -37,10 +37,15 @@ class Rotary(nn.Cell):
         scaling = dict(scaling or {})
         self.kind = scaling.get("rope_type", scaling.get("type", "default"))
         if self.kind not in ROPE_TYPES:
-            raise UserError(f"rope_scaling type is {self.kind!r}; known are {', '.join(ROPE_TYPES)}; "
-                            f"change it in config.json")
-        wanted = {"default": (), "linear": ("factor",), "dynamic": ("factor",),
-                  "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+            raise UserError(
+                f"rope_scaling type is {self.kind!r}; known are {', '.join(ROPE_TYPES)}; change it in config.json"
+            )
+        wanted = {
+            "default": (),
+            "linear": ("factor",),
+            "dynamic": ("factor",),
+            "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        }
         missing = [key for key in wanted[self.kind] if key not in scaling]
         if missing:
             raise UserError(f"rope_scaling of type {self.kind!r} lacks {', '.join(missing)}; add it in config.json")

@@ -40,8 +40,14 @@ class BertConfig(ModelConfig):
 
     def check(self) -> None:
         super().check()
-        self._positive("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                       "max_position_embeddings", "type_vocab_size")
+        self._positive(
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+        )
         self._divides("num_attention_heads", "hidden_size")
         self._one_of("hidden_act", *GELU_KINDS)
         self._one_of("tie_word_embeddings", True)
@@ -68,7 +74,7 @@ class BertEmbeddings(nn.Cell):
     def construct(self, input_ids, token_type_ids, position_ids):
         T = input_ids.shape[1]
         if position_ids is None:
-            if T > self.max_positions:
+            if self.max_positions < T:
                 raise ValueError(f"{T} tokens do not fit into {self.max_positions} positions")
             position_ids = positions(T)
         if token_type_ids is None:
@@ -91,8 +97,15 @@ class BertSelfAttention(nn.Cell):
         B, T, _ = x_BTD.shape
         shape = (B, T, self.heads, self.head_width)
         q_BTHC, k_BTHC = self.query(x_BTD).reshape(shape), self.key(x_BTD).reshape(shape)
-        return attend(q_BTHC, k_BTHC, self.value(x_BTD).reshape(shape), self.scale, False, key_mask,
-                      dropout=self.dropout if self.training else 0.0)
+        return attend(
+            q_BTHC,
+            k_BTHC,
+            self.value(x_BTD).reshape(shape),
+            self.scale,
+            False,
+            key_mask,
+            dropout=self.dropout if self.training else 0.0,
+        )
 
 
 class BertOutput(nn.Cell):
@@ -317,6 +330,7 @@ def _modern_names(tensors):
     renamed = {}
     for name, tensor in tensors.items():
         if not name.endswith("embeddings.position_ids"):
-            renamed[name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")] \
-                = tensor
+            renamed[name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")] = (
+                tensor
+            )
     return renamed

@@ -18,7 +18,10 @@ class BloomConfig(ModelConfig):
     """Hugging Face's config.json of a BLOOM."""
 
     aliases: ClassVar[dict[str, str]] = {
-        "n_embed": "hidden_size", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+        "n_embed": "hidden_size",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+    }
 
     model_type: str = "bloom"
     architectures: list[str] = dataclasses.field(default_factory=lambda: ["BloomForCausalLM"])
@@ -53,8 +56,19 @@ class BloomAttention(nn.Cell):
         B, T, _ = x_BTD.shape
         qkv = self.query_key_value(x_BTD).reshape(B, T, self.heads, 3 * self.head_width)
         q_BTHC, k_BTHC, v_BTHC = ops.split(qkv, self.head_width, axis=3)  # not mint.split: see gpt2.py
-        out = attend(q_BTHC, k_BTHC, v_BTHC, self.scale, True, key_mask, row_start, slopes,
-                     self.dropout if self.training else 0.0, cache, self.layer)
+        out = attend(
+            q_BTHC,
+            k_BTHC,
+            v_BTHC,
+            self.scale,
+            True,
+            key_mask,
+            row_start,
+            slopes,
+            self.dropout if self.training else 0.0,
+            cache,
+            self.layer,
+        )
         return self.dense(out)
 
 

@@ -20,8 +20,11 @@ class GPT2Config(ModelConfig):
     """Hugging Face's config.json of a GPT-2."""
 
     aliases: ClassVar[dict[str, str]] = {
-        "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
-        "max_position_embeddings": "n_positions"}
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+    }
 
     model_type: str = "gpt2"
     architectures: list[str] = dataclasses.field(default_factory=lambda: ["GPT2LMHeadModel"])
@@ -64,8 +67,19 @@ class GPT2Attention(nn.Cell):
         B, T, _ = x_BTD.shape
         qkv = self.c_attn(x_BTD).reshape(B, T, 3 * self.heads, self.head_width)
         q_BTHC, k_BTHC, v_BTHC = ops.split(qkv, self.heads, axis=2)  # mint.split has a wrong gradient in 2.9.0
-        out = attend(q_BTHC, k_BTHC, v_BTHC, self.scale, True, key_mask, row_start, None,
-                     self.dropout if self.training else 0.0, cache, self.layer)
+        out = attend(
+            q_BTHC,
+            k_BTHC,
+            v_BTHC,
+            self.scale,
+            True,
+            key_mask,
+            row_start,
+            None,
+            self.dropout if self.training else 0.0,
+            cache,
+            self.layer,
+        )
         return self.c_proj(out)
 
 

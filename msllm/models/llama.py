@@ -45,8 +45,15 @@ class LlamaConfig(ModelConfig):
 
     def check(self) -> None:
         super().check()
-        self._positive("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                       "num_key_value_heads", "max_position_embeddings", "head_dim")
+        self._positive(
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "head_dim",
+        )
         if self.head_dim == self.hidden_size // self.num_attention_heads:
             self._divides("num_attention_heads", "hidden_size")
         self._divides("num_key_value_heads", "num_attention_heads")
@@ -73,8 +80,19 @@ class LlamaAttention(nn.Cell):
         k_BTKC = self.k_proj(x_BTD).reshape(B, T, self.kv_heads, self.head_width)
         v_BTKC = self.v_proj(x_BTD).reshape(B, T, self.kv_heads, self.head_width)
         q_BTHC, k_BTKC = kernels.rotary(q_BTHC, cos, sin), kernels.rotary(k_BTKC, cos, sin)
-        out = attend(q_BTHC, k_BTKC, v_BTKC, self.scale, True, key_mask, row_start, None,
-                     self.dropout if self.training else 0.0, cache, self.layer)
+        out = attend(
+            q_BTHC,
+            k_BTKC,
+            v_BTKC,
+            self.scale,
+            True,
+            key_mask,
+            row_start,
+            None,
+            self.dropout if self.training else 0.0,
+            cache,
+            self.layer,
+        )
         return self.o_proj(out)
 
 

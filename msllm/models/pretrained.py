@@ -52,8 +52,10 @@ class PretrainedModel(nn.Cell):
         extra = [name for name in tensors if name not in parameters]
         body = [name for name in extra if self.base_model_prefix and name.startswith(self.base_model_prefix + ".")]
         if body:
-            raise UserError(f"{where}: the weights hold {len(body)} tensors that config.json does not ask for, first "
-                            f"{body[0]}; use the config.json that belongs to these weights")
+            raise UserError(
+                f"{where}: the weights hold {len(body)} tensors that config.json does not ask for, first "
+                f"{body[0]}; use the config.json that belongs to these weights"
+            )
         if extra:
             log.info("%s: not used: %s", where, ", ".join(extra))
         for name, parameter in parameters.items():
@@ -134,8 +136,10 @@ def read_config(folder: str | Path) -> dict:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the path of a Hugging Face checkpoint folder")
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} lacks config.json; found: {weights.list_folder(folder)}; "
-                        f"give the path of a Hugging Face checkpoint folder")
+        raise UserError(
+            f"{folder} lacks config.json; found: {weights.list_folder(folder)}; "
+            f"give the path of a Hugging Face checkpoint folder"
+        )
     values = read_json(folder / "config.json")
     if not isinstance(values, dict):
         raise UserError(f"{folder}/config.json holds a {type(values).__name__}, expected an object; copy it again")
@@ -152,16 +156,22 @@ def model_class(values: dict, where: str | Path = "config.json") -> type[Pretrai
     """Returns the class that config.json's ``model_type`` and ``architectures`` name; UserError when unknown."""
     kind = str(values.get("model_type", ""))
     if kind.replace("-", "_") not in families():
-        raise UserError(f"{where}: unknown model_type {kind!r}{nearest(kind, families())}; "
-                        f"known are {', '.join(families())}")
+        raise UserError(
+            f"{where}: unknown model_type {kind!r}{nearest(kind, families())}; known are {', '.join(families())}"
+        )
     module = importlib.import_module(f"msllm.models.{kind.replace('-', '_')}")
-    classes = {n: c for n, c in vars(module).items()
-               if isinstance(c, type) and issubclass(c, PretrainedModel) and hasattr(c, "config_class")}
-    wanted = (values.get("architectures") or module.DEFAULT_ARCHITECTURE)
+    classes = {
+        n: c
+        for n, c in vars(module).items()
+        if isinstance(c, type) and issubclass(c, PretrainedModel) and hasattr(c, "config_class")
+    }
+    wanted = values.get("architectures") or module.DEFAULT_ARCHITECTURE
     name = wanted if isinstance(wanted, str) else wanted[0]
     if name not in classes:
-        raise UserError(f"{where}: unknown architecture {name!r}{nearest(name, classes)}; "
-                        f"known for {kind} are {', '.join(sorted(classes))}")
+        raise UserError(
+            f"{where}: unknown architecture {name!r}{nearest(name, classes)}; "
+            f"known for {kind} are {', '.join(sorted(classes))}"
+        )
     return classes[name]
 
 

@@ -15,8 +15,18 @@ from msllm.files import read_json, write_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64,
-           "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 
 
 def list_folder(folder: Path) -> str:
@@ -47,8 +57,10 @@ def read_weights(folder: str | Path, stem: str = WEIGHTS) -> dict[str, np.ndarra
         shards = sorted(set(table.values()))
         missing = [s for s in shards if not (folder / s).is_file()]
         if missing:
-            raise UserError(f"{index} names {', '.join(missing)}, which {folder} lacks; found: {list_folder(folder)}; "
-                            f"copy the missing files")
+            raise UserError(
+                f"{index} names {', '.join(missing)}, which {folder} lacks; found: {list_folder(folder)}; "
+                f"copy the missing files"
+            )
         tensors: dict[str, np.ndarray] = {}
         for shard in shards:
             tensors.update(read_file(folder / shard))
@@ -58,8 +70,10 @@ def read_weights(folder: str | Path, stem: str = WEIGHTS) -> dict[str, np.ndarra
         return tensors
     for name in TORCH_WEIGHTS:
         if (folder / name).is_file():
-            raise UserError(f"{folder} holds {name}, which is not read directly; first run: "
-                            f"msllm convert --source {folder} --output NEW_FOLDER")
+            raise UserError(
+                f"{folder} holds {name}, which is not read directly; first run: "
+                f"msllm convert --source {folder} --output NEW_FOLDER"
+            )
     raise UserError(f"{folder} lacks {stem} (or {stem}.index.json); found: {list_folder(folder)}")
 
 
@@ -85,14 +99,18 @@ def read_file(path: str | Path) -> dict[str, np.ndarray]:
 def _tensor(path: Path, name: str, entry: Mapping, data: np.ndarray) -> np.ndarray:
     start, end = entry["data_offsets"]
     if end > data.size:
-        raise UserError(f"{path} is cut short: tensor {name} of shape {tuple(entry['shape'])} ends at byte {end} "
-                        f"of the data, which has {data.size}; copy it again")
+        raise UserError(
+            f"{path} is cut short: tensor {name} of shape {tuple(entry['shape'])} ends at byte {end} "
+            f"of the data, which has {data.size}; copy it again"
+        )
     dtype = _DTYPES.get(entry["dtype"])
     if dtype is None:
         raise UserError(f"{path}: tensor {name} has dtype {entry['dtype']}; known are {', '.join(_DTYPES)}")
     if (end - start) != int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(dtype).itemsize:
-        raise UserError(f"{path}: tensor {name} says shape {tuple(entry['shape'])} {entry['dtype']} but holds "
-                        f"{end - start} bytes; copy it again")
+        raise UserError(
+            f"{path}: tensor {name} says shape {tuple(entry['shape'])} {entry['dtype']} but holds "
+            f"{end - start} bytes; copy it again"
+        )
     array = data[start:end].view(dtype).reshape(entry["shape"])
     if entry["dtype"] == "BF16":  # the upper half of a float32
         return (array.astype(np.uint32) << 16).view(np.float32)
@@ -136,8 +154,9 @@ def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], max_shard_byt
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": table})
 
 
-def compare(expected: Mapping[str, tuple], found: Mapping[str, np.ndarray], where: str | Path,
-            may_lack: Iterable[str] = ()) -> list[str]:
+def compare(
+    expected: Mapping[str, tuple], found: Mapping[str, np.ndarray], where: str | Path, may_lack: Iterable[str] = ()
+) -> list[str]:
     """Checks the tensors of a file against those of a model.
 
     Args:
@@ -153,11 +172,15 @@ def compare(expected: Mapping[str, tuple], found: Mapping[str, np.ndarray], wher
     """
     for name, shape in expected.items():
         if name in found and tuple(found[name].shape) != tuple(shape):
-            raise UserError(f"{where}: tensor {name} has shape {tuple(found[name].shape)}, config.json asks for "
-                            f"{tuple(shape)}; use the config.json that belongs to these weights")
+            raise UserError(
+                f"{where}: tensor {name} has shape {tuple(found[name].shape)}, config.json asks for "
+                f"{tuple(shape)}; use the config.json that belongs to these weights"
+            )
     missing = [name for name in expected if name not in found]
     fatal = [name for name in missing if not name.startswith(tuple(may_lack))]
     if fatal:
-        raise UserError(f"{where}: the weights lack {len(fatal)} tensors that config.json asks for, first {fatal[0]} "
-                        f"of shape {tuple(expected[fatal[0]])}; use the config.json that belongs to these weights")
+        raise UserError(
+            f"{where}: the weights lack {len(fatal)} tensors that config.json asks for, first {fatal[0]} "
+            f"of shape {tuple(expected[fatal[0]])}; use the config.json that belongs to these weights"
+        )
     return missing

@@ -50,12 +50,15 @@ def render(template: str, messages: Sequence[Message], add_generation_prompt: bo
             messages=list(messages), add_generation_prompt=add_generation_prompt, **{"tools": None, **variables}
         )
     except jinja2.TemplateSyntaxError as e:
-        raise UserError(f"the chat template is not valid Jinja: {e.message} at its line {e.lineno}; "
-                        f"mend chat_template.jinja or the chat_template of tokenizer_config.json") from None
+        raise UserError(
+            f"the chat template is not valid Jinja: {e.message} at its line {e.lineno}; "
+            f"mend chat_template.jinja or the chat_template of tokenizer_config.json"
+        ) from None
     except (jinja2.TemplateError, TypeError) as e:
         roles = ", ".join(str(message.get("role")) for message in messages) or "none"
-        raise UserError(f"the chat template refuses these messages (roles: {roles}): {e}; "
-                        f"change the messages or the template") from None
+        raise UserError(
+            f"the chat template refuses these messages (roles: {roles}): {e}; change the messages or the template"
+        ) from None
 
 
 def _spell_tool_calls(message: Message) -> Message:

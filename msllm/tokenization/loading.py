@@ -15,15 +15,28 @@ from msllm.tokenization.tokenizer import SPECIAL_TOKENS, Tokenizer
 _ENDOFTEXT = "<|endoftext|>"
 _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "GPT2": {"bos_token": _ENDOFTEXT, "eos_token": _ENDOFTEXT, "unk_token": _ENDOFTEXT},
-    "Bert": {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]",
-             "mask_token": "[MASK]"},
+    "Bert": {
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    },
     "Llama": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "Bloom": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
     "Qwen2": {"eos_token": _ENDOFTEXT, "unk_token": _ENDOFTEXT, "pad_token": _ENDOFTEXT},
 }
 _MODEL_TYPE_CLASSES = {
-    "gpt2": "GPT2", "bert": "Bert", "llama": "Llama", "mistral": "Llama", "mixtral": "Llama", "bloom": "Bloom",
-    "qwen2": "Qwen2", "qwen2_moe": "Qwen2", "qwen3": "Qwen2", "qwen3_moe": "Qwen2",
+    "gpt2": "GPT2",
+    "bert": "Bert",
+    "llama": "Llama",
+    "mistral": "Llama",
+    "mixtral": "Llama",
+    "bloom": "Bloom",
+    "qwen2": "Qwen2",
+    "qwen2_moe": "Qwen2",
+    "qwen3": "Qwen2",
+    "qwen3_moe": "Qwen2",
 }
 
 
@@ -64,8 +77,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     _apply_class(backend, config, family)
     known_class = f"{family}Tokenizer" if family in _CLASS_DEFAULTS else "PreTrainedTokenizerFast"
     config.setdefault("tokenizer_class", known_class)
-    return Tokenizer(backend, config, _chat_template(folder, config.pop("chat_template", None)),
-                     _stop_ids(folder), sentencepiece)
+    return Tokenizer(
+        backend, config, _chat_template(folder, config.pop("chat_template", None)), _stop_ids(folder), sentencepiece
+    )
 
 
 def _kind(folder: Path) -> str:
@@ -78,10 +92,13 @@ def _kind(folder: Path) -> str:
     held = ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
     have, lack = ("vocab.json", "merges.txt") if "vocab.json" in found else ("merges.txt", "vocab.json")
     if have in found:
-        raise UserError(f"{folder} lacks {lack}, which goes with its {have}; it holds: {held}; "
-                        f"copy {lack} from the checkpoint")
-    raise UserError(f"{folder} has no tokenizer: expected tokenizer.json, or tokenizer.model, or vocab.json with "
-                    f"merges.txt, or vocab.txt; it holds: {held or 'nothing'}; copy them from the checkpoint")
+        raise UserError(
+            f"{folder} lacks {lack}, which goes with its {have}; it holds: {held}; copy {lack} from the checkpoint"
+        )
+    raise UserError(
+        f"{folder} has no tokenizer: expected tokenizer.json, or tokenizer.model, or vocab.json with "
+        f"merges.txt, or vocab.txt; it holds: {held or 'nothing'}; copy them from the checkpoint"
+    )
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], dict[int, AddedToken]]:
@@ -94,8 +111,11 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], dict[int, AddedToken]]:
         added = {int(i): _added_token(token) for i, token in decoder.items()}
     else:  # folders written before transformers 4.34
         specials_map = _optional_json(folder / "special_tokens_map.json")
-    described = {name: value for name, value in {**config, **specials_map}.items()
-                 if name in (*SPECIAL_TOKENS, "additional_special_tokens") and value is not None}
+    described = {
+        name: value
+        for name, value in {**config, **specials_map}.items()
+        if name in (*SPECIAL_TOKENS, "additional_special_tokens") and value is not None
+    }
     extra = [*(config.get("additional_special_tokens") or []), *(specials_map.get("additional_special_tokens") or [])]
     config.update({name: _content(value) for name, value in described.items() if name in SPECIAL_TOKENS})
     if extra:
@@ -122,8 +142,9 @@ def _content(token: str | dict[str, Any]) -> str:
 
 
 def _added_token(token: dict[str, Any]) -> AddedToken:
-    flags = {key: bool(token[key]) for key in ("single_word", "lstrip", "rstrip", "normalized", "special")
-             if key in token}
+    flags = {
+        key: bool(token[key]) for key in ("single_word", "lstrip", "rstrip", "normalized", "special") if key in token
+    }
     return AddedToken(token["content"], **flags)
 
 
@@ -144,18 +165,26 @@ def _load_backend(read, *paths: Path, **options) -> Any:
 
 
 def _byte_level_bpe(folder: Path, config: dict[str, Any], family: str) -> tokenizers.Tokenizer:
-    model = _load_backend(models.BPE.from_file, folder / "vocab.json", folder / "merges.txt",
-                          continuing_subword_prefix="", end_of_word_suffix="")
+    model = _load_backend(
+        models.BPE.from_file,
+        folder / "vocab.json",
+        folder / "merges.txt",
+        continuing_subword_prefix="",
+        end_of_word_suffix="",
+    )
     backend = tokenizers.Tokenizer(model)
     if family != "GPT2" or any(token.endswith("</w>") for token in backend.get_vocab()):
-        raise UserError(f"{folder}: vocab.json with merges.txt is read as GPT-2's byte-level BPE, and this is not "
-                        f"(class {family}Tokenizer); save it once with transformers to get a tokenizer.json")
+        raise UserError(
+            f"{folder}: vocab.json with merges.txt is read as GPT-2's byte-level BPE, and this is not "
+            f"(class {family}Tokenizer); save it once with transformers to get a tokenizer.json"
+        )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")))
     backend.decoder = decoders.ByteLevel()
     if config.get("add_bos_token"):
         bos = config["bos_token"]
         backend.post_processor = processors.TemplateProcessing(
-            single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 $B:1", special_tokens=[(bos, backend.token_to_id(bos))])
+            single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 $B:1", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
     else:
         backend.post_processor = processors.ByteLevel(trim_offsets=False)
     return backend
@@ -165,24 +194,30 @@ def _wordpiece(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     """BERT's WordPiece (Devlin et al. 2019, section 3): [CLS] text [SEP], words split at their longest known prefix."""
     model = _load_backend(models.WordPiece.from_file, path, unk_token=config["unk_token"])
     backend = tokenizers.Tokenizer(model)
-    missing = [config[name] for name in ("unk_token", "cls_token", "sep_token")
-               if backend.token_to_id(config[name]) is None]
+    missing = [
+        config[name] for name in ("unk_token", "cls_token", "sep_token") if backend.token_to_id(config[name]) is None
+    ]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}, which BERT needs; name its own in tokenizer_config.json")
     backend.normalizer = _bert_normalizer(config)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     cls, sep = config["cls_token"], config["sep_token"]
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0", pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(cls, backend.token_to_id(cls)), (sep, backend.token_to_id(sep))])
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, backend.token_to_id(cls)), (sep, backend.token_to_id(sep))],
+    )
     backend.decoder = decoders.WordPiece(prefix="##")
     return backend
 
 
 def _bert_normalizer(config: dict[str, Any]) -> normalizers.Normalizer:
     return normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"), lowercase=config.get("do_lower_case", True))
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, config: dict[str, Any], added: dict[int, AddedToken]) -> None:
@@ -208,12 +243,15 @@ def _apply_class(backend: tokenizers.Tokenizer, config: dict[str, Any], family: 
     bos = [config["bos_token"]] if config.get("add_bos_token", True) else []
     eos = [config["eos_token"]] if config.get("add_eos_token", False) else []
     if None in bos + eos:
-        raise UserError("tokenizer_config.json has add_bos_token or add_eos_token without naming that token; "
-                        "name bos_token and eos_token there")
+        raise UserError(
+            "tokenizer_config.json has add_bos_token or add_eos_token without naming that token; "
+            "name bos_token and eos_token there"
+        )
     first = [f"{token}:0" for token in bos] + ["$A:0"] + [f"{token}:0" for token in eos]
     second = [f"{token}:1" for token in bos] + ["$B:1"] + [f"{token}:1" for token in eos]
     backend.post_processor = processors.TemplateProcessing(
-        single=first, pair=first + second, special_tokens=[(token, backend.token_to_id(token)) for token in bos + eos])
+        single=first, pair=first + second, special_tokens=[(token, backend.token_to_id(token)) for token in bos + eos]
+    )
 
 
 def _chat_template(folder: Path, template: Any) -> str | None:

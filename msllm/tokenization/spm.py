@@ -40,14 +40,20 @@ def build(path: Path, prefix_space: bool | None, legacy: bool) -> tokenizers.Tok
     # The first three are unknown, begin and end, which no merge may make.
     pieces = [(piece.piece, piece.score if i > 2 else 0.0) for i, piece in enumerate(proto.pieces)]
     backend = tokenizers.Tokenizer(_model(path, proto, pieces))
-    backend.add_tokens([AddedToken(piece.piece, normalized=False, special=piece.type == _CONTROL)
-                        for piece in proto.pieces if piece.type in (_CONTROL, _USER_DEFINED)])
+    backend.add_tokens(
+        [
+            AddedToken(piece.piece, normalized=False, special=piece.type == _CONTROL)
+            for piece in proto.pieces
+            if piece.type in (_CONTROL, _USER_DEFINED)
+        ]
+    )
     if legacy:
         steps = [normalizers.Prepend(_SPACE)] if prefix_space else []
         backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
     else:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(
-            replacement=_SPACE, prepend_scheme="first" if prefix_space else "never", split=False)
+            replacement=_SPACE, prepend_scheme="first" if prefix_space else "never", split=False
+        )
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence(steps + ([decoders.Strip(" ", left=1)] if prefix_space else []))
     return backend
@@ -58,8 +64,13 @@ def _model(path: Path, proto, pieces: list[tuple[str, float]]) -> models.Model:
     if kind == _UNIGRAM:
         return models.Unigram(pieces, unk_id=0, byte_fallback=True)
     if kind == _BPE:
-        return models.BPE({piece: i for i, (piece, _) in enumerate(pieces)}, _merges(pieces),
-                          unk_token=proto.trainer_spec.unk_piece, fuse_unk=True, byte_fallback=True)
+        return models.BPE(
+            {piece: i for i, (piece, _) in enumerate(pieces)},
+            _merges(pieces),
+            unk_token=proto.trainer_spec.unk_piece,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
     raise UserError(f"{path} is a SentencePiece model of type {kind}; expected 1 (Unigram) or 2 (BPE)")
 
 

@@ -27,8 +27,14 @@ class Tokenizer:
         clean_up_tokenization_spaces: whether decode removes spaces before punctuation.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any], chat_template: str | None = None,
-                 stop_ids: Iterable[int] = (), sentencepiece: bytes | None = None):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        config: dict[str, Any],
+        chat_template: str | None = None,
+        stop_ids: Iterable[int] = (),
+        sentencepiece: bytes | None = None,
+    ):
         """Wraps a ``tokenizers`` backend.
 
         Args:
@@ -92,8 +98,9 @@ class Tokenizer:
             return []
         answer = "answer"
         try:
-            text = self.apply_chat_template([{"role": "user", "content": "question"},
-                                             {"role": "assistant", "content": answer}])
+            text = self.apply_chat_template(
+                [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+            )
         except UserError:
             return []
         ids = self.encode(text.rpartition(answer)[2].strip(), add_special_tokens=False)
@@ -110,8 +117,9 @@ class Tokenizer:
         """Returns the ids of ``text``; special tokens written in the text become their ids, as in transformers."""
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def encode_pair(self, text: str, pair: str | None = None, max_length: int | None = None
-                    ) -> tuple[list[int], list[int]]:
+    def encode_pair(
+        self, text: str, pair: str | None = None, max_length: int | None = None
+    ) -> tuple[list[int], list[int]]:
         """Encodes one text or two for a BERT-like model.
 
         Args:
@@ -129,8 +137,9 @@ class Tokenizer:
         if max_length is not None:
             room = max_length - self.backend.num_special_tokens_to_add(pair is not None)
             if room < 0:
-                raise UserError(f"max_length {max_length} is too short for the special tokens; "
-                                f"use at least {max_length - room}")
+                raise UserError(
+                    f"max_length {max_length} is too short for the special tokens; use at least {max_length - room}"
+                )
             lengths = _share(room, len(first), 0 if second is None else len(second))
             first.truncate(lengths[0])
             if second is not None:
@@ -159,8 +168,9 @@ class Tokenizer:
         """Returns the token of an id, None beyond the vocabulary."""
         return self.backend.id_to_token(int(token_id))
 
-    def apply_chat_template(self, messages: Sequence[chat.Message], add_generation_prompt: bool = False,
-                            **variables: Any) -> str:
+    def apply_chat_template(
+        self, messages: Sequence[chat.Message], add_generation_prompt: bool = False, **variables: Any
+    ) -> str:
         """Returns the text of a conversation; encode it with ``add_special_tokens=False``.
 
         Args:
@@ -185,11 +195,20 @@ class Tokenizer:
         tuned model prompts it as it was trained.
         """
         folder = Path(folder)
-        config = {**self.config, "added_tokens_decoder": {
-            str(i): {"content": token.content, "single_word": token.single_word, "lstrip": token.lstrip,
-                     "rstrip": token.rstrip, "normalized": token.normalized, "special": token.special}
-            for i, token in self.backend.get_added_tokens_decoder().items()
-        }}
+        config = {
+            **self.config,
+            "added_tokens_decoder": {
+                str(i): {
+                    "content": token.content,
+                    "single_word": token.single_word,
+                    "lstrip": token.lstrip,
+                    "rstrip": token.rstrip,
+                    "normalized": token.normalized,
+                    "special": token.special,
+                }
+                for i, token in self.backend.get_added_tokens_decoder().items()
+            },
+        }
         template = self.chat_template
         if template is None and self.eos_token is not None:
             template = self._default_template()
@@ -203,8 +222,10 @@ class Tokenizer:
         if self._sentencepiece is not None:
             with atomic_file(folder / "tokenizer.model") as tmp:
                 tmp.write_bytes(self._sentencepiece)
-        write_json(folder / "special_tokens_map.json",
-                   {name: self.config[name] for name in SPECIAL_TOKENS if self.config.get(name) is not None})
+        write_json(
+            folder / "special_tokens_map.json",
+            {name: self.config[name] for name in SPECIAL_TOKENS if self.config.get(name) is not None},
+        )
         write_json(folder / "tokenizer_config.json", config)
 
 

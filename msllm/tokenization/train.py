@@ -33,16 +33,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int | None = None, kind: s
     if (vocab_size is None and kind == "bpe") or (vocab_size is not None and vocab_size < least):
         raise UserError(f"vocab_size {vocab_size} does not do for kind {kind!r}; give a number of at least {least}")
     backend = _bpe(texts, vocab_size) if kind == "bpe" else _char(texts, vocab_size)
-    return Tokenizer(backend, {**_SPECIALS, "tokenizer_class": "PreTrainedTokenizerFast",
-                               "clean_up_tokenization_spaces": False})
+    return Tokenizer(
+        backend, {**_SPECIALS, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    )
 
 
 def _bpe(texts: Iterable[str], vocab_size: int | None) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(_SPECIALS.values()), show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(_SPECIALS.values()),
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     backend.train_from_iterator(texts, trainer)
     return backend
 

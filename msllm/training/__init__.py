@@ -2,5 +2,6 @@
 
 from msllm.lazy import exports
 
-__all__, __getattr__ = exports(__name__, {
-    "Trainer": "trainer", "TrainingArguments": "arguments", "causal_lm_loss": "losses"})
+__all__, __getattr__ = exports(
+    __name__, {"Trainer": "trainer", "TrainingArguments": "arguments", "causal_lm_loss": "losses"}
+)

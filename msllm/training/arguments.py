@@ -59,16 +59,22 @@ class TrainingArguments:
     jit: bool = False
 
     def __post_init__(self):
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-                     "logging_steps", "save_total_limit"):
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "save_total_limit",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 1 or more; change it")
         for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "eval_steps", "save_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more; change it")
         if self.max_steps < 1 and self.num_train_epochs <= 0:
-            raise UserError(f"num_train_epochs is {self.num_train_epochs} and max_steps {self.max_steps}; "
-                            f"give one of them above 0")
+            raise UserError(
+                f"num_train_epochs is {self.num_train_epochs} and max_steps {self.max_steps}; give one of them above 0"
+            )
         if not 0 <= self.warmup_ratio <= 1:
             raise UserError(f"warmup_ratio is {self.warmup_ratio}, expected 0 to 1; change it")
         if self.lr_scheduler_type not in SCHEDULES:

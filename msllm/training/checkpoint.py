@@ -38,8 +38,10 @@ def save(output: Path, state: TrainerState, optimizer: dict[str, np.ndarray], wr
 def load(path: Path) -> tuple[TrainerState, dict[str, np.ndarray]]:
     """Returns the state and the optimiser's arrays of a checkpoint; UserError where it is none."""
     if not (path / STATE).is_file() or not (path / OPTIMIZER).is_file():
-        raise UserError(f"{path} is no checkpoint of a run: it lacks {STATE} or {OPTIMIZER}; "
-                        f"give a checkpoint-<step> folder, or auto")
+        raise UserError(
+            f"{path} is no checkpoint of a run: it lacks {STATE} or {OPTIMIZER}; "
+            f"give a checkpoint-<step> folder, or auto"
+        )
     return TrainerState(**read_json(path / STATE)), read_file(path / OPTIMIZER)
 
 

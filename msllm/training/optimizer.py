@@ -27,8 +27,18 @@ class AdamW:
     def step(self, grads: list[Tensor], learning_rate: float, grad_scale: float) -> None:
         """Updates the parameters in place; gradients are first multiplied by ``grad_scale``."""
         self.step_count += 1
-        kernels.adamw(self.parameters, grads, self.exp_avg, self.exp_avg_sq, learning_rate, *self.betas, self.epsilon,
-                      self.decay, self.step_count, grad_scale)
+        kernels.adamw(
+            self.parameters,
+            grads,
+            self.exp_avg,
+            self.exp_avg_sq,
+            learning_rate,
+            *self.betas,
+            self.epsilon,
+            self.decay,
+            self.step_count,
+            grad_scale,
+        )
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Returns the moments as arrays named exp_avg.<parameter> and exp_avg_sq.<parameter>, and the step."""

@@ -42,8 +42,11 @@ class Report:
             self.write({"step": step, **entry, "tokens_per_second": round(rate, 1), "elapsed": round(elapsed, 2)})
         if self.bar.disable and (step % self.every == 0 or step == self.total):
             left = elapsed / (step - self.done) * (self.total - step)
-            print(f"step {step}/{self.total}  loss {loss:.4f}  {rate:,.0f} tokens/s  {left:.0f} s left",
-                  file=sys.stderr, flush=True)
+            print(
+                f"step {step}/{self.total}  loss {loss:.4f}  {rate:,.0f} tokens/s  {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def write(self, entry: dict) -> None:
         """Appends one object to log.jsonl at once, so that a kill loses nothing."""
@@ -76,8 +79,9 @@ def plot_losses(entries: list[dict], path: Path) -> None:
     train = [(e["step"], e["loss"]) for e in entries if "loss" in e]
     if train:
         steps, losses = zip(*train)
-        axes.plot(steps, losses, color="tab:blue", alpha=0.3 if len(train) > 50 else 1, linewidth=1,
-                  label="training loss")
+        axes.plot(
+            steps, losses, color="tab:blue", alpha=0.3 if len(train) > 50 else 1, linewidth=1, label="training loss"
+        )
         if len(train) > 50:
             axes.plot(steps, _smooth(losses), color="tab:blue", label="training loss, running mean")
     evaluated = [(e["step"], e["eval_loss"]) for e in entries if "eval_loss" in e]

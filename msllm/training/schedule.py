@@ -31,5 +31,9 @@ def _inverse_sqrt(step: int, warmup: int, total: int) -> float:
     return 1 / math.sqrt((step + timescale - warmup) / timescale)
 
 
-SCHEDULES = {"constant": lambda step, warmup, total: 1.0, "linear": _linear, "cosine": _cosine,
-             "inverse_sqrt": _inverse_sqrt}
+SCHEDULES = {
+    "constant": lambda step, warmup, total: 1.0,
+    "linear": _linear,
+    "cosine": _cosine,
+    "inverse_sqrt": _inverse_sqrt,
+}

@@ -41,15 +41,24 @@ class Trainer:
         read_model: (folder) -> None, sets the model from a checkpoint; default reads safetensors.
     """
 
-    def __init__(self, model, args: TrainingArguments, train_data: Sequence[Mapping], output: str | Path,
-                 eval_data: Sequence[Mapping] | None = None, pad_token_id: int | None = None,
-                 loss: Callable = causal_lm_loss, write_model: Callable[[Path], None] | None = None,
-                 read_model: Callable[[Path], None] | None = None):
+    def __init__(
+        self,
+        model,
+        args: TrainingArguments,
+        train_data: Sequence[Mapping],
+        output: str | Path,
+        eval_data: Sequence[Mapping] | None = None,
+        pad_token_id: int | None = None,
+        loss: Callable = causal_lm_loss,
+        write_model: Callable[[Path], None] | None = None,
+        read_model: Callable[[Path], None] | None = None,
+    ):
         self.model, self.args, self.train_data, self.eval_data = model, args, train_data, eval_data
         self.output, self.pad_token_id, self.loss = Path(output), pad_token_id, loss
         self.write_model, self.read_model = write_model or model.write_files, read_model or self._read_full_model
-        self.optimizer = AdamW(model.trainable_params(), (args.adam_beta1, args.adam_beta2), args.adam_epsilon,
-                               args.weight_decay)
+        self.optimizer = AdamW(
+            model.trainable_params(), (args.adam_beta1, args.adam_beta2), args.adam_epsilon, args.weight_decay
+        )
         self.step_function = build_step(model, loss, self.optimizer, args.max_grad_norm, args.jit)
         if not train_data:
             raise UserError("there is no training example; give more data")
@@ -103,26 +112,35 @@ class Trainer:
         groups = self._groups()
         while self.state.step < self.total:
             group = next(groups)
-            rate = args.learning_rate * learning_rate_factor(args.lr_scheduler_type, self.state.step, self.warmup,
-                                                             self.total)
+            rate = args.learning_rate * learning_rate_factor(
+                args.lr_scheduler_type, self.state.step, self.warmup, self.total
+            )
             loss, norm = self.step_function([to_device(batch) for batch in group], rate)
             step = self.state.step + 1
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise UserError(f"loss {loss} and gradient norm {norm} at step {step}, learning rate {rate:.3g}: "
-                                f"training stopped, {self._last_checkpoint()}; lower learning_rate or add warm-up")
+                raise UserError(
+                    f"loss {loss} and gradient norm {norm} at step {step}, learning rate {rate:.3g}: "
+                    f"training stopped, {self._last_checkpoint()}; lower learning_rate or add warm-up"
+                )
             self.state.step = step
             entry = None
             if step % args.logging_steps == 0 or step == self.total:
-                entry = {"epoch": round(step / self.steps_per_epoch, 4), "loss": loss, "learning_rate": rate,
-                         "grad_norm": norm}
+                entry = {
+                    "epoch": round(step / self.steps_per_epoch, 4),
+                    "loss": loss,
+                    "learning_rate": rate,
+                    "grad_norm": norm,
+                }
             report.step(step, sum(int(b["attention_mask"].sum()) for b in group), entry, loss)
             improved = self._evaluate_if_due()
             due = args.save_steps and step % args.save_steps == 0 and step < self.total
             if due or improved or self._interrupted:
                 self._save()
             if self._interrupted and step < self.total:
-                raise UserError(f"stopped by {self._interrupted} after step {step} of {self.total}; saved "
-                                f"{self.output / f'checkpoint-{step}'}; go on with the same command and --resume auto")
+                raise UserError(
+                    f"stopped by {self._interrupted} after step {step} of {self.total}; saved "
+                    f"{self.output / f'checkpoint-{step}'}; go on with the same command and --resume auto"
+                )
 
     def _groups(self) -> Iterator[list[dict[str, np.ndarray]]]:
         """Yields the micro-batches of each optimiser step from the current step on, epoch after epoch."""
@@ -130,10 +148,16 @@ class Trainer:
         epoch, done = divmod(self.state.step, self.steps_per_epoch)
         while True:
             group = []
-            for batch in data.batches(self.train_data, self.args.per_device_train_batch_size, epoch=epoch,
-                                      start=done * size, seed=self.args.seed, pad_token_id=self.pad_token_id,
-                                      group_by_length=self.args.group_by_length,
-                                      pad_to_multiple_of=self.fixed_length):
+            for batch in data.batches(
+                self.train_data,
+                self.args.per_device_train_batch_size,
+                epoch=epoch,
+                start=done * size,
+                seed=self.args.seed,
+                pad_token_id=self.pad_token_id,
+                group_by_length=self.args.group_by_length,
+                pad_to_multiple_of=self.fixed_length,
+            ):
                 group.append(batch)
                 if len(group) == size:
                     yield group
@@ -146,8 +170,13 @@ class Trainer:
         """Returns the mean loss per target over the evaluation data, or its first ``batches`` batches."""
         self.model.set_train(False)
         total, count = 0.0, 0
-        order = data.batches(self.eval_data, self.args.per_device_eval_batch_size, shuffle=False,
-                             pad_token_id=self.pad_token_id, pad_to_multiple_of=self.fixed_length)
+        order = data.batches(
+            self.eval_data,
+            self.args.per_device_eval_batch_size,
+            shuffle=False,
+            pad_token_id=self.pad_token_id,
+            pad_to_multiple_of=self.fixed_length,
+        )
         for batch in itertools.islice(order, batches):
             tensors, targets = to_device(batch)
             total += float(self.loss(self.model, tensors).asnumpy())
@@ -185,8 +214,10 @@ class Trainer:
             raise UserError(f"{self.output} is a file, expected a folder for the result; choose another output")
         used = sorted(p.name for p in self.output.iterdir()) if self.output.is_dir() else []
         if used and not overwrite and not (resume == "auto" and "config.json" not in used):
-            raise UserError(f"{self.output} is not empty (it holds {', '.join(used[:4])}); choose another output, "
-                            f"or add --overwrite, or --resume auto to go on from a checkpoint")
+            raise UserError(
+                f"{self.output} is not empty (it holds {', '.join(used[:4])}); choose another output, "
+                f"or add --overwrite, or --resume auto to go on from a checkpoint"
+            )
         for path in found:
             shutil.rmtree(path)
         for name in _RESULTS:
@@ -200,14 +231,18 @@ class Trainer:
         mine = self._fingerprint()
         for key, value in state.fingerprint.items():
             if mine.get(key) != value:
-                raise UserError(f"{path} was written with {key} = {value}, now it is {mine.get(key)}; "
-                                f"resume with the same value, or start anew in another output")
+                raise UserError(
+                    f"{path} was written with {key} = {value}, now it is {mine.get(key)}; "
+                    f"resume with the same value, or start anew in another output"
+                )
         self.read_model(path)
         try:
             self.optimizer.load_state_dict(optimizer)
         except KeyError as e:
-            raise UserError(f"{path} holds no optimiser state for {e.args[0]}; it belongs to another model or "
-                            f"another choice of trained parameters") from None
+            raise UserError(
+                f"{path} holds no optimiser state for {e.args[0]}; it belongs to another model or "
+                f"another choice of trained parameters"
+            ) from None
         kernels.set_rng_state(state.rng_state)
         self.state = state
 
@@ -219,12 +254,19 @@ class Trainer:
     def _fingerprint(self) -> dict:
         """What a resumed run must share with the run that it continues, or its losses would differ."""
         args = self.args
-        return {"data": _checksum(self.train_data), "seed": args.seed, "steps": self.total,
-                "per_device_train_batch_size": args.per_device_train_batch_size,
-                "gradient_accumulation_steps": args.gradient_accumulation_steps,
-                "group_by_length": args.group_by_length, "learning_rate": args.learning_rate,
-                "lr_scheduler_type": args.lr_scheduler_type, "warmup": self.warmup,
-                "weight_decay": args.weight_decay, "max_grad_norm": args.max_grad_norm}
+        return {
+            "data": _checksum(self.train_data),
+            "seed": args.seed,
+            "steps": self.total,
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "group_by_length": args.group_by_length,
+            "learning_rate": args.learning_rate,
+            "lr_scheduler_type": args.lr_scheduler_type,
+            "warmup": self.warmup,
+            "weight_decay": args.weight_decay,
+            "max_grad_norm": args.max_grad_norm,
+        }
 
     def _last_checkpoint(self) -> str:
         found = checkpoint.find(self.output)

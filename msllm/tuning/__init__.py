@@ -2,5 +2,6 @@
 
 from msllm.lazy import exports
 
-__all__, __getattr__ = exports(__name__, {
-    "LoraConfig": "config", "apply": "lora", "load_adapter": "lora", "merge": "lora", "save_adapter": "lora"})
+__all__, __getattr__ = exports(
+    __name__, {"LoraConfig": "config", "apply": "lora", "load_adapter": "lora", "merge": "lora", "save_adapter": "lora"}
+)

@@ -16,8 +16,9 @@ class LoraConfig:
         r: rank of the update.
         lora_alpha: the update is multiplied by lora_alpha / r.
         lora_dropout: dropout on the adapter's input, in training.
-        target_modules: names of the linear layers that get an adapter (the last parts of their full names,
-            also as "a,b"), a regular expression for the full name, or "all-linear": every linear layer but the output head.
+        target_modules: names of the linear layers that get an adapter (the last parts of their full names, also
+            as "a,b"), a regular expression for the full name, or "all-linear": every linear layer but the output
+            head.
         use_rslora: multiply by lora_alpha / sqrt(r) instead (Kalajdzievski 2023).
     """
 

@@ -18,8 +18,19 @@ from msllm.tuning.config import ALL_LINEAR, LoraConfig
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 # Options of peft that change the result and are not read here; a file that sets one is refused, not misread.
-_REFUSED = ("use_dora", "alpha_pattern", "rank_pattern", "modules_to_save", "layers_to_transform", "lora_bias",
-            "use_qalora", "use_bdlora", "target_parameters", "trainable_token_indices", "layer_replication")
+_REFUSED = (
+    "use_dora",
+    "alpha_pattern",
+    "rank_pattern",
+    "modules_to_save",
+    "layers_to_transform",
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "target_parameters",
+    "trainable_token_indices",
+    "layer_replication",
+)
 
 
 class LoraLinear(nn.Cell):
@@ -64,8 +75,10 @@ def apply(model: nn.Cell, config: LoraConfig) -> list[str]:
     targets = [name for name in names if _is_target(name, config.target_modules)]
     if not targets:
         short = sorted({name.rsplit(".", 1)[-1] for name in names})
-        raise UserError(f"target_modules {config.target_modules!r} match no linear layer; "
-                        f"the model has {', '.join(short)}; choose among them")
+        raise UserError(
+            f"target_modules {config.target_modules!r} match no linear layer; "
+            f"the model has {', '.join(short)}; choose among them"
+        )
     for parameter in model.get_parameters():
         parameter.requires_grad = False
     for name in targets:
@@ -98,13 +111,24 @@ def save_adapter(model, config: LoraConfig, folder: Path, base: str) -> None:
         tensors[f"{PREFIX}{name}.lora_B.weight"] = cell.lora_B.weight.asnumpy()
     weights.save_tensors(tensors, folder / WEIGHTS)
     targets = config.target_modules
-    write_json(folder / CONFIG, {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "inference_mode": True,
-        "r": config.r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout, "bias": "none",
-        # peft finds layers by the end of their names: short names unless a regular expression was asked for.
-        "target_modules": sorted({n.rsplit(".", 1)[-1] for n in adapters}) if targets == ALL_LINEAR else targets,
-        "use_rslora": config.use_rslora, "init_lora_weights": True,
-        "fan_in_fan_out": model.config.model_type == "gpt2"})  # there peft meets Conv1D, stored as (in, out)
+    write_json(
+        folder / CONFIG,
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": str(base),
+            "inference_mode": True,
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "lora_dropout": config.lora_dropout,
+            "bias": "none",
+            # peft finds layers by the end of their names: short names unless a regular expression was asked for.
+            "target_modules": sorted({n.rsplit(".", 1)[-1] for n in adapters}) if targets == ALL_LINEAR else targets,
+            "use_rslora": config.use_rslora,
+            "init_lora_weights": True,
+            "fan_in_fan_out": model.config.model_type == "gpt2",
+        },
+    )  # there peft meets Conv1D, stored as (in, out)
 
 
 def read_adapter_config(folder: str | Path) -> tuple[LoraConfig, str]:
@@ -117,8 +141,10 @@ def read_adapter_config(folder: str | Path) -> tuple[LoraConfig, str]:
         raise UserError(f"{folder}/{CONFIG}: peft_type is {values.get('peft_type')!r}; supported is LORA")
     refused = [key for key in _REFUSED if values.get(key)]
     if refused or values.get("bias", "none") != "none":
-        raise UserError(f"{folder}/{CONFIG} sets {', '.join(refused) or 'bias'}, which is not supported; "
-                        f"merge the adapter with the library that wrote it")
+        raise UserError(
+            f"{folder}/{CONFIG} sets {', '.join(refused) or 'bias'}, which is not supported; "
+            f"merge the adapter with the library that wrote it"
+        )
     names = {f.name for f in dataclasses.fields(LoraConfig)}
     return LoraConfig(**{k: v for k, v in values.items() if k in names}), values.get("base_model_name_or_path") or ""
 
@@ -138,8 +164,10 @@ def load_adapter(model, folder: str | Path) -> LoraConfig:
     weights.compare({n: p.shape for n, p in parameters.items()}, tensors, folder)
     extra = [name for name in tensors if name not in parameters]
     if extra:
-        raise UserError(f"{folder}: adapter tensor {extra[0]} belongs to no layer of the model; "
-                        f"use the base model that {CONFIG} names")
+        raise UserError(
+            f"{folder}: adapter tensor {extra[0]} belongs to no layer of the model; "
+            f"use the base model that {CONFIG} names"
+        )
     for name, parameter in parameters.items():
         parameter.set_data(Tensor(np.array(tensors[name])))
     return config

@@ -1,4 +1,6 @@
-"""msllm beside PyTorch on the same weights, taking turns: ``make bench``, or ``python -m tests.benchmarks.run --quick``.
+"""msllm beside PyTorch on the same weights, taking turns.
+
+``make bench``, or ``python -m tests.benchmarks.run --quick``.
 
 Prints a table and writes tests/benchmarks/results/core.json.
 """
@@ -15,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+SHAPE = ("width", "layers", "heads", "batch", "length", "vocab")
 TRAIN = {
-    "d=256, 4 layers, B=8, T=128, V=1000": dict(width=256, layers=4, heads=4, batch=8, length=128, vocab=1000),
-    "GPT-2 small, B=2, T=128": dict(width=768, layers=12, heads=12, batch=2, length=128, vocab=50257),
+    "d=256, 4 layers, B=8, T=128, V=1000": dict(zip(SHAPE, (256, 4, 4, 8, 128, 1000))),
+    "GPT-2 small, B=2, T=128": dict(zip(SHAPE, (768, 12, 12, 2, 128, 50257))),
 }
-QUICK = {"d=64, 2 layers, B=2, T=32, V=100": dict(width=64, layers=2, heads=2, batch=2, length=32, vocab=100)}
+QUICK = {"d=64, 2 layers, B=2, T=32, V=100": dict(zip(SHAPE, (64, 2, 2, 2, 32, 100)))}
 
 
 class Worker:
@@ -27,9 +30,14 @@ class Worker:
 
     def __init__(self, kind: str, folder: str):
         # A library's own messages stay out of the table; its errors are kept and shown if it dies.
-        self.errors = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.worker", kind, folder], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  lives as long as the process
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.benchmarks.worker", kind, folder],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+        )
 
     def ask(self, **command) -> dict:
         self.process.stdin.write(json.dumps(command) + "\n")
@@ -49,8 +57,15 @@ def write_model(folder: str, case: dict) -> None:
     """Saves a random GPT-2 of the case's shape."""
     from msllm.models.gpt2 import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config.from_dict({"n_embd": case["width"], "n_layer": case["layers"], "n_head": case["heads"],
-                                   "vocab_size": case["vocab"], "n_positions": 1024})
+    config = GPT2Config.from_dict(
+        {
+            "n_embd": case["width"],
+            "n_layer": case["layers"],
+            "n_head": case["heads"],
+            "vocab_size": case["vocab"],
+            "n_positions": 1024,
+        }
+    )
     GPT2LMHeadModel(config).save_pretrained(folder)
 
 
@@ -71,8 +86,10 @@ def train(folder: str, case: dict, rounds: int) -> dict:
     for _ in range(rounds):
         for kind, worker in sides.items():
             times[kind].append(worker.ask(do="step")["seconds"])
-    result = {kind: {**summary(times[kind]), "peak_mib": worker.ask(do="memory")["mib"], "first_losses": losses[kind]}
-              for kind, worker in sides.items()}
+    result = {
+        kind: {**summary(times[kind]), "peak_mib": worker.ask(do="memory")["mib"], "first_losses": losses[kind]}
+        for kind, worker in sides.items()
+    }
     for worker in sides.values():
         worker.close()
     np.testing.assert_allclose(losses["msllm"], losses["torch"], rtol=1e-4)  # the same work was timed
@@ -99,8 +116,11 @@ def decode(folder: str, case: dict, rounds: int, prompt_length: int, count: int)
     result = {"bandwidth_gb_per_s": speed, "floor_ms_per_token": floor * 1e3, "same_ids": ids["msllm"] == ids["torch"]}
     for kind in sides:
         per_token = statistics.median(times[kind]) / count
-        result[kind] = {"tokens_per_s": 1 / per_token, "share_of_bandwidth": floor / per_token,
-                        "spread_tokens_per_s": [count / max(times[kind]), count / min(times[kind])]}
+        result[kind] = {
+            "tokens_per_s": 1 / per_token,
+            "share_of_bandwidth": floor / per_token,
+            "spread_tokens_per_s": [count / max(times[kind]), count / min(times[kind])],
+        }
     result["ratio"] = result["msllm"]["tokens_per_s"] / result["torch"]["tokens_per_s"]
     return result
 
@@ -108,26 +128,39 @@ def decode(folder: str, case: dict, rounds: int, prompt_length: int, count: int)
 def show(results: dict) -> None:
     print(f"{'train step':38} {'msllm ms':>22} {'torch ms':>22} {'ratio':>6} {'peak MiB':>14}")
     for name, r in results["train"].items():
-        cells = [f"{r[k]['median_ms']:.1f} ({r[k]['quartiles_ms'][0]:.1f}-{r[k]['quartiles_ms'][1]:.1f})"
-                 for k in ("msllm", "torch")]
+        cells = [
+            f"{r[k]['median_ms']:.1f} ({r[k]['quartiles_ms'][0]:.1f}-{r[k]['quartiles_ms'][1]:.1f})"
+            for k in ("msllm", "torch")
+        ]
         peaks = f"{r['msllm']['peak_mib']:.0f} / {r['torch']['peak_mib']:.0f}"
         print(f"{name:38} {cells[0]:>22} {cells[1]:>22} {r['ratio']:>6.2f} {peaks:>14}")
     for name, r in results["decode"].items():
-        print(f"\ndecode {name}: bandwidth {r['bandwidth_gb_per_s']:.1f} GB/s, floor {r['floor_ms_per_token']:.1f} "
-              f"ms/token, same ids: {r['same_ids']}")
+        print(
+            f"\ndecode {name}: bandwidth {r['bandwidth_gb_per_s']:.1f} GB/s, floor {r['floor_ms_per_token']:.1f} "
+            f"ms/token, same ids: {r['same_ids']}"
+        )
         for kind in ("msllm", "torch"):
             low, high = r[kind]["spread_tokens_per_s"]
-            print(f"  {kind:6} {r[kind]['tokens_per_s']:7.1f} tokens/s ({low:.1f}-{high:.1f})  "
-                  f"{r[kind]['share_of_bandwidth']:.0%} of the bandwidth")
+            print(
+                f"  {kind:6} {r[kind]['tokens_per_s']:7.1f} tokens/s ({low:.1f}-{high:.1f})  "
+                f"{r[kind]['share_of_bandwidth']:.0%} of the bandwidth"
+            )
         print(f"  ratio  {r['ratio']:7.2f}")
 
 
 def main() -> None:
     quick = "--quick" in sys.argv[1:]
     cases, rounds = (QUICK, 5) if quick else (TRAIN, 21)
-    results: dict = {"machine": {"system": platform.platform(), "processor": _processor(),
-                                 "cores": len(os.sched_getaffinity(0)), "date": time.strftime("%Y-%m-%d")},
-                     "train": {}, "decode": {}}
+    results: dict = {
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "date": time.strftime("%Y-%m-%d"),
+        },
+        "train": {},
+        "decode": {},
+    }
     for name, case in cases.items():
         with tempfile.TemporaryDirectory() as folder:
             write_model(folder, case)

@@ -65,9 +65,14 @@ class Torch:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self.base = memory_mib("VmRSS")
         config = json.loads((Path(folder) / "config.json").read_text())
-        self.model = load(load_file(Path(folder) / "model.safetensors"), width=config["n_embd"],
-                          layers=config["n_layer"], heads=config["n_head"], positions=config["n_positions"],
-                          vocab=config["vocab_size"])
+        self.model = load(
+            load_file(Path(folder) / "model.safetensors"),
+            width=config["n_embd"],
+            layers=config["n_layer"],
+            heads=config["n_head"],
+            positions=config["n_positions"],
+            vocab=config["vocab_size"],
+        )
 
     def prepare(self, case: dict) -> None:
         import torch
@@ -75,8 +80,9 @@ class Torch:
 
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
         rest = [p for p in self.model.parameters() if p.dim() <= 1]
-        optimizer = torch.optim.AdamW([{"params": decayed}, {"params": rest, "weight_decay": 0.0}], lr=1e-4,
-                                      weight_decay=0.1, fused=True)
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed}, {"params": rest, "weight_decay": 0.0}], lr=1e-4, weight_decay=0.1, fused=True
+        )
         ids = torch.tensor(batch(case).astype(np.int64))
         model = torch.compile(self.model) if case.get("compile") else self.model
 

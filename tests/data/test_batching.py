@@ -15,8 +15,10 @@ def example(*ids):
 def test_a_batch_is_padded_on_the_right():
     batch = collate([example(1, 2, 3), {"input_ids": [4], "labels": [-100]}], pad_token_id=9, pad_to_multiple_of=4)
     assert {key: value.tolist() for key, value in batch.items()} == {
-        "input_ids": [[1, 2, 3, 9], [4, 9, 9, 9]], "attention_mask": [[1, 1, 1, 0], [1, 0, 0, 0]],
-        "labels": [[1, 2, 3, -100], [-100, -100, -100, -100]]}
+        "input_ids": [[1, 2, 3, 9], [4, 9, 9, 9]],
+        "attention_mask": [[1, 1, 1, 0], [1, 0, 0, 0]],
+        "labels": [[1, 2, 3, -100], [-100, -100, -100, -100]],
+    }
     assert all(value.dtype == np.int32 for value in batch.values())
 
 
@@ -34,8 +36,14 @@ def test_max_length_bounds_a_batch():
 
 def test_packing_keeps_documents_apart():
     packed = pack([example(1, 2), example(3, 4, 5), example(6)], 6)
-    assert packed == [{"input_ids": [3, 4, 5, 1, 2, 6], "labels": [-100, 4, 5, -100, 2, -100],
-                       "position_ids": [0, 1, 2, 0, 1, 0], "row_start": [0, 0, 0, 3, 3, 5]}]
+    assert packed == [
+        {
+            "input_ids": [3, 4, 5, 1, 2, 6],
+            "labels": [-100, 4, 5, -100, 2, -100],
+            "position_ids": [0, 1, 2, 0, 1, 0],
+            "row_start": [0, 0, 0, 3, 3, 5],
+        }
+    ]
     batch = collate(packed, pad_to_multiple_of=8)
     assert batch["row_start"].tolist() == [[0, 0, 0, 3, 3, 5, 6, 7]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 0, 0]]
@@ -126,12 +134,15 @@ def test_the_workers_rows_together_are_the_single_workers_batch(world):
         assert ids.tolist() == batch["input_ids"].tolist()
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"batch_size": 3, "world": 2}, "batch_size 3 cannot be split for worker 0 of 2; give a multiple of 2"),
-    ({"batch_size": 4, "world": 2, "rank": 2}, "worker 2 of 2"),
-    ({"batch_size": 0}, "batch_size 0"),
-    ({"batch_size": 9, "drop_last": True}, "8 examples do not fill a batch of 9"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_size": 3, "world": 2}, "batch_size 3 cannot be split for worker 0 of 2; give a multiple of 2"),
+        ({"batch_size": 4, "world": 2, "rank": 2}, "worker 2 of 2"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": 9, "drop_last": True}, "8 examples do not fill a batch of 9"),
+    ],
+)
 def test_impossible_batches_are_user_errors(options, message):
     with pytest.raises(UserError, match=message):
         next(batches([example(1)] * 8, **options))
@@ -143,12 +154,15 @@ def test_no_data_is_a_user_error():
 
 
 def test_preview_shows_the_loss_mask_in_plain_text_and_in_colour(letters):
-    record = Record(messages=({"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}),
-                    source="a.json, record 1")
+    record = Record(
+        messages=({"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}),
+        source="a.json, record 1",
+    )
     out = io.StringIO()
     preview(record, letters, 99, Console(file=out))
     assert out.getvalue() == (
-        "a.json, record 1: 27 tokens, 5 trained\n[  User:\nHi?\n\nAssistant:\n]\n[+ Yes.</s>]\n\n")
+        "a.json, record 1: 27 tokens, 5 trained\n[  User:\nHi?\n\nAssistant:\n]\n[+ Yes.</s>]\n\n"
+    )
     out = io.StringIO()
     preview(record, letters, 99, Console(file=out, force_terminal=True, color_system="standard"))
     assert "\x1b[32mYes.</s>\x1b[0m" in out.getvalue() and "\x1b[2mHi?\x1b[0m" in out.getvalue()

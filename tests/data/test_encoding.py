@@ -52,8 +52,10 @@ def assert_prompts_are_prefixes(record, tokenizer):
         prompt = tokenizer.apply_chat_template(record.messages[:i], add_generation_prompt=True, tools=record.tools)
         ids = tokenizer.encode(prompt, add_special_tokens=False)
         assert any(
-            example["input_ids"][: len(ids)] == ids and example["labels"][len(ids) - 1] == IGNORED
-            and example["labels"][len(ids) : len(ids) + 1] not in ([], [IGNORED]) for example in examples
+            example["input_ids"][: len(ids)] == ids
+            and example["labels"][len(ids) - 1] == IGNORED
+            and example["labels"][len(ids) : len(ids) + 1] not in ([], [IGNORED])
+            for example in examples
         ), (record.source, i)
     return examples
 
@@ -82,7 +84,8 @@ def test_it_holds_where_tokens_merge_and_the_text_is_kept(template, name, answer
     text = tokenizer.apply_chat_template(record.messages)
     whole = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), skip_special_tokens=False)
     assert tokenizer.decode(ids, skip_special_tokens=False).replace(tokenizer.eos_token, "").split() == (
-        whole.replace(tokenizer.eos_token, "").split())
+        whole.replace(tokenizer.eos_token, "").split()
+    )
 
 
 def test_a_merging_border_is_really_there(real):
@@ -91,28 +94,29 @@ def test_a_merging_border_is_really_there(real):
     assert tokenizer.encode("assistant:'s")[:3] != tokenizer.encode("assistant:")
     assert tokenizer.encode("walking") != tokenizer.encode("walk") + tokenizer.encode("ing")
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    example, = encode_record(chat("walk", "ing"), tokenizer, 64)
+    (example,) = encode_record(chat("walk", "ing"), tokenizer, 64)
     assert example["input_ids"] == tokenizer.encode("walk") + tokenizer.encode("ing") + [50256]
 
 
 def test_an_answer_split_from_its_prompt_gets_no_space_of_its_own(real):
     tokenizer = real("llama2")
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    example, = encode_record(chat("walk", "ing"), tokenizer, 64)
+    (example,) = encode_record(chat("walk", "ing"), tokenizer, 64)
     assert tokenizer.decode(example["input_ids"]) == "walking"
     assert example["labels"][-1] == 2
 
 
 def test_every_answer_is_trained_with_its_eos_and_nothing_else(letters):
     record = chat("Hi?", "Yes.", "Why?", "So.")
-    example, = encode_record(record, letters, 999)
+    (example,) = encode_record(record, letters, 999)
     assert trained_texts(example, letters) == ["Yes.</s>", "So.</s>"]
     assert letters.decode(example["input_ids"], False) == (
-        "User:\nHi?\n\nAssistant:\nYes.</s>\n\nUser:\nWhy?\n\nAssistant:\nSo.</s>")
+        "User:\nHi?\n\nAssistant:\nYes.</s>\n\nUser:\nWhy?\n\nAssistant:\nSo.</s>"
+    )
 
 
 def test_literal_ids_and_labels(real):
-    example, = encode_record(chat("Hi", "Yes"), real("gpt2"), 99)
+    (example,) = encode_record(chat("Hi", "Yes"), real("gpt2"), 99)
     assert example["input_ids"] == [12982, 25, 198, 17250, 198, 198, 48902, 25, 198, 5297, 50256]
     assert example["labels"] == [-100] * 9 + [5297, 50256]
 
@@ -121,7 +125,7 @@ def test_the_turn_mark_of_chatml_is_trained_but_not_the_line_feed_after_it(real)
     tokenizer = real("gpt2")
     tokenizer.backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     tokenizer.chat_template = CHATML
-    example, = encode_record(chat("Hi", "Yes", "Why", "So"), tokenizer, 99)
+    (example,) = encode_record(chat("Hi", "Yes", "Why", "So"), tokenizer, 99)
     assert trained_texts(example, tokenizer) == ["Yes<|im_end|>", "So<|im_end|>"]
 
 
@@ -140,28 +144,40 @@ def test_thoughts_are_trained_and_then_dropped_as_the_template_does(letters):
         first, second = encode_record(chat("Q", "hm</think>A", "R", "so</think>B"), letters, 999)
     finally:
         letters.chat_template = None
-    assert [trained_texts(e, letters) for e in (first, second)] == [["hm<unk><unk>think<unk>A</s>"],
-                                                                     ["so<unk><unk>think<unk>B</s>"]]
+    assert [trained_texts(e, letters) for e in (first, second)] == [
+        ["hm<unk><unk>think<unk>A</s>"],
+        ["so<unk><unk>think<unk>B</s>"],
+    ]
     assert "hm" not in letters.decode(second["input_ids"])
 
 
 def test_tool_turns_are_context_and_tool_calls_are_trained(real):
-    record = parse_record({"conversations": [
-        {"from": "human", "value": "1+2?"}, {"from": "function_call", "value": '{"name": "add", "arguments": [1, 2]}'},
-        {"from": "observation", "value": "3"}, {"from": "gpt", "value": "It is 3."}], "tools": '[{"name": "add"}]'})
+    record = parse_record(
+        {
+            "conversations": [
+                {"from": "human", "value": "1+2?"},
+                {"from": "function_call", "value": '{"name": "add", "arguments": [1, 2]}'},
+                {"from": "observation", "value": "3"},
+                {"from": "gpt", "value": "It is 3."},
+            ],
+            "tools": '[{"name": "add"}]',
+        }
+    )
     tokenizer = real("gpt2")
-    example, = encode_record(record, tokenizer, 999)
+    (example,) = encode_record(record, tokenizer, 999)
     assert trained_texts(example, tokenizer) == [
-        '{"name": "add", "arguments": [1, 2]}<|endoftext|>', "It is 3.<|endoftext|>"]
+        '{"name": "add", "arguments": [1, 2]}<|endoftext|>',
+        "It is 3.<|endoftext|>",
+    ]
     assert tokenizer.decode(example["input_ids"]).startswith('Tools:\n[{"name": "add"}]\n\nUser:\n1+2?')
 
 
 def test_a_completion_continues_its_prompt(real):
-    example, = encode_record(Record(prompt="The capital is", completion=" Paris."), real("gpt2"), 99)
+    (example,) = encode_record(Record(prompt="The capital is", completion=" Paris."), real("gpt2"), 99)
     assert example["input_ids"] == [464, 3139, 318, 6342, 13, 50256]
     assert example["labels"] == [-100, -100, -100, 6342, 13, 50256]
     llama = real("llama2")
-    example, = encode_record(Record(prompt="The capital is", completion=" Paris."), llama, 99)
+    (example,) = encode_record(Record(prompt="The capital is", completion=" Paris."), llama, 99)
     assert example["input_ids"] == [*llama.encode("The capital is Paris."), 2]
 
 
@@ -177,30 +193,34 @@ def test_texts_train_every_token_once_in_pieces_that_share_one(letters):
 
 def test_a_long_prompt_keeps_its_end_and_the_answer_whole(letters):
     record = Record(prompt="abcdefghij", completion="XYZ")
-    example, = encode_record(record, letters, 8)
+    (example,) = encode_record(record, letters, 8)
     assert letters.decode(example["input_ids"], False) == "ghijXYZ</s>"
     assert trained_texts(example, letters) == ["XYZ</s>"]
-    example, = encode_record(Record(prompt="abcdefghij", completion="UVWXYZ"), letters, 8)
+    (example,) = encode_record(Record(prompt="abcdefghij", completion="UVWXYZ"), letters, 8)
     assert letters.decode(example["input_ids"], False) == "ghijUVWX"  # half is the prompt's, the answer loses its end
 
 
 def test_a_cut_prompt_keeps_its_bos(real):
     llama = real("llama2")
-    example, = encode_record(Record(prompt="one two three four five", completion=" six"), llama, 5)
+    (example,) = encode_record(Record(prompt="one two three four five", completion=" six"), llama, 5)
     assert example["input_ids"] == [1, *llama.encode("four five six", add_special_tokens=False)[-3:], 2]
 
 
 def test_a_long_conversation_loses_its_last_turns(letters):
     record = chat("Hi?", "Yes.", "Why?", "So.")
-    whole, = encode_record(record, letters, 999)
-    example, = encode_record(record, letters, 40)
+    (whole,) = encode_record(record, letters, 999)
+    (example,) = encode_record(record, letters, 40)
     assert example["input_ids"] == whole["input_ids"][:40]
     assert trained_texts(example, letters) == ["Yes.</s>"]
 
 
 def test_the_report_counts_what_was_cut_and_dropped(letters):
-    records = [Record(prompt="abc", completion="d"), Record(prompt="abcdefgh", completion="i"),
-               Record(prompt="a", completion=" "), chat("a", "")]
+    records = [
+        Record(prompt="abc", completion="d"),
+        Record(prompt="abcdefgh", completion="i"),
+        Record(prompt="a", completion=" "),
+        chat("a", ""),
+    ]
     examples, report = encode_records(records, letters, 6)
     assert len(examples) == 2
     assert (report.records, report.examples, report.truncated, report.dropped) == (4, 2, 1, 2)

@@ -25,23 +25,41 @@ def write(tmp_path):
 
 
 def test_alpaca_with_system_and_history_becomes_messages():
-    record = parse_record({"instruction": "Translate.", "input": "Good morning", "output": "Bonjour",
-                           "system": "You translate.", "history": [["Hello", "Salut"]]})
+    record = parse_record(
+        {
+            "instruction": "Translate.",
+            "input": "Good morning",
+            "output": "Bonjour",
+            "system": "You translate.",
+            "history": [["Hello", "Salut"]],
+        }
+    )
     assert [(m["role"], m["content"]) for m in record.messages] == [
-        ("system", "You translate."), ("user", "Hello"), ("assistant", "Salut"),
-        ("user", "Translate.\nGood morning"), ("assistant", "Bonjour")]
+        ("system", "You translate."),
+        ("user", "Hello"),
+        ("assistant", "Salut"),
+        ("user", "Translate.\nGood morning"),
+        ("assistant", "Bonjour"),
+    ]
 
 
 def test_sharegpt_with_tools_becomes_messages():
-    record = parse_record({
-        "conversations": [
-            {"from": "human", "value": "1+2?"},
-            {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1, "b": 2}}'},
-            {"from": "observation", "value": "3"}, {"from": "gpt", "value": "It is 3."}],
-        "system": "Be brief.", "tools": '[{"name": "add"}]'})
+    record = parse_record(
+        {
+            "conversations": [
+                {"from": "human", "value": "1+2?"},
+                {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1, "b": 2}}'},
+                {"from": "observation", "value": "3"},
+                {"from": "gpt", "value": "It is 3."},
+            ],
+            "system": "Be brief.",
+            "tools": '[{"name": "add"}]',
+        }
+    )
     assert [m["role"] for m in record.messages] == ["system", "user", "assistant", "tool", "assistant"]
     assert record.messages[2]["tool_calls"] == [
-        {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}]
+        {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+    ]
     assert record.tools == [{"name": "add"}]
 
 
@@ -55,48 +73,63 @@ def test_messages_prompt_completion_and_text_are_kept():
     assert parse_record({"text": "t"}) == Record(text="t")
 
 
-@pytest.mark.parametrize("raw, message", [
-    ([1], "r is a list, expected an object"),
-    ({}, "r has the keys none; expected instruction and output"),
-    ({"question": "q", "answer": "a"}, "r has the keys question, answer; expected"),
-    ({"instruction": "q", "ouput": "a"}, r"r lacks the key output \(did you mean 'ouput'\?\); it has instruction, oup"),
-    ({"prompt": "q"}, "r lacks the key completion; it has prompt"),
-    ({"instruction": "q", "output": 3}, "r: output is a number, expected a string"),
-    ({"instruction": "q", "output": "a", "history": [["q"]]}, r"history holds \['q'\], expected \[question, answer\]"),
-    ({"instruction": "q", "output": "a", "history": "x"}, "history is a string, expected a list"),
-    ({"text": None}, "r: text is null, expected a string"),
-    ({"text": "ab\ud83d"}, r"r: text has half a character, '.ud83d', at position 2"),
-    ({"messages": {}}, "r: messages is an object, expected a list of turns"),
-    ({"messages": []}, "r: messages is empty"),
-    ({"messages": [QUESTION]}, r"r has no assistant turn \(roles: user\)"),
-    ({"messages": ["hi"]}, "r, turn 1 is a string, expected an object with role and content"),
-    ({"messages": [QUESTION, {"role": "asistant", "content": "x"}]}, "turn 2 has the role 'asistant'.* 'assistant'"),
-    ({"messages": [{"role": "user", "content": [1]}, ANSWER]}, "turn 1: content is a list, expected a string"),
-    ({"messages": [{"role": "user"}, ANSWER]}, "turn 1 lacks the key content; it has role"),
-    ({"conversations": [{"value": "x"}]}, "turn 1 lacks the key from; it has value"),
-    ({"conversations": [{"from": "humans", "value": "x"}]}, "turn 1 has from 'humans'.*did you mean 'human'"),
-    ({"conversations": [{"from": "function_call", "value": "add(1)"}]}, "turn 1: a function_call is not JSON"),
-    ({"conversations": [{"from": "function_call", "value": "[1]"}]}, "turn 1: a function_call is JSON such as"),
-    ({"messages": [QUESTION, ANSWER], "tools": "{"}, "r: tools is not JSON"),
-])
+@pytest.mark.parametrize(
+    "raw, message",
+    [
+        ([1], "r is a list, expected an object"),
+        ({}, "r has the keys none; expected instruction and output"),
+        ({"question": "q", "answer": "a"}, "r has the keys question, answer; expected"),
+        (
+            {"instruction": "q", "ouput": "a"},
+            r"r lacks the key output \(did you mean 'ouput'\?\); it has instruction, oup",
+        ),
+        ({"prompt": "q"}, "r lacks the key completion; it has prompt"),
+        ({"instruction": "q", "output": 3}, "r: output is a number, expected a string"),
+        (
+            {"instruction": "q", "output": "a", "history": [["q"]]},
+            r"history holds \['q'\], expected \[question, answer\]",
+        ),
+        ({"instruction": "q", "output": "a", "history": "x"}, "history is a string, expected a list"),
+        ({"text": None}, "r: text is null, expected a string"),
+        ({"text": "ab\ud83d"}, r"r: text has half a character, '.ud83d', at position 2"),
+        ({"messages": {}}, "r: messages is an object, expected a list of turns"),
+        ({"messages": []}, "r: messages is empty"),
+        ({"messages": [QUESTION]}, r"r has no assistant turn \(roles: user\)"),
+        ({"messages": ["hi"]}, "r, turn 1 is a string, expected an object with role and content"),
+        (
+            {"messages": [QUESTION, {"role": "asistant", "content": "x"}]},
+            "turn 2 has the role 'asistant'.* 'assistant'",
+        ),
+        ({"messages": [{"role": "user", "content": [1]}, ANSWER]}, "turn 1: content is a list, expected a string"),
+        ({"messages": [{"role": "user"}, ANSWER]}, "turn 1 lacks the key content; it has role"),
+        ({"conversations": [{"value": "x"}]}, "turn 1 lacks the key from; it has value"),
+        ({"conversations": [{"from": "humans", "value": "x"}]}, "turn 1 has from 'humans'.*did you mean 'human'"),
+        ({"conversations": [{"from": "function_call", "value": "add(1)"}]}, "turn 1: a function_call is not JSON"),
+        ({"conversations": [{"from": "function_call", "value": "[1]"}]}, "turn 1: a function_call is JSON such as"),
+        ({"messages": [QUESTION, ANSWER], "tools": "{"}, "r: tools is not JSON"),
+    ],
+)
 def test_a_bad_record_says_what_is_wrong_with_it(raw, message):
     with pytest.raises(UserError, match=message):
         parse_record(raw, "r")
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("a.json", "", "a.json is empty"),
-    ("a.jsonl", " \n\n", "a.jsonl is empty"),
-    ("a.txt", "", "a.txt is empty"),
-    ("a.json", "[]", "a.json holds an empty list"),
-    ("a.json", {"text": "x"}, "a.json holds one dict, expected a list of records"),
-    ("a.json", "[1,", "a.json is not JSON: .* at line 1, column 4"),
-    ("a.jsonl", '{"text": "x"}\n{"text"\n', "a.jsonl, line 2 is not JSON: .* column 8"),
-    ("a.json", '[{"text": "x"}, {"txt": "x"}]', "a.json, record 2 has the keys txt; expected"),
-    ("a.jsonl", '{"text": "x"}\n\n{"txt": "x"}', "a.jsonl, line 3 has the keys txt; expected"),
-    ("a.jsonl", '{"text": "中"}'.encode("gb18030"), "a.jsonl is not UTF-8 text: byte 10 is 0xd6"),
-    ("a.csv", "text\nx", "a.csv has the ending '.csv', expected one of .json, .jsonl, .txt"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.json", "", "a.json is empty"),
+        ("a.jsonl", " \n\n", "a.jsonl is empty"),
+        ("a.txt", "", "a.txt is empty"),
+        ("a.json", "[]", "a.json holds an empty list"),
+        ("a.json", {"text": "x"}, "a.json holds one dict, expected a list of records"),
+        ("a.json", "[1,", "a.json is not JSON: .* at line 1, column 4"),
+        ("a.jsonl", '{"text": "x"}\n{"text"\n', "a.jsonl, line 2 is not JSON: .* column 8"),
+        ("a.json", '[{"text": "x"}, {"txt": "x"}]', "a.json, record 2 has the keys txt; expected"),
+        ("a.jsonl", '{"text": "x"}\n\n{"txt": "x"}', "a.jsonl, line 3 has the keys txt; expected"),
+        ("a.jsonl", '{"text": "中"}'.encode("gb18030"), "a.jsonl is not UTF-8 text: byte 10 is 0xd6"),
+        ("a.csv", "text\nx", "a.csv has the ending '.csv', expected one of .json, .jsonl, .txt"),
+    ],
+)
 def test_a_bad_file_is_named_with_the_place(write, name, content, message):
     with pytest.raises(UserError, match=message):
         load_records(write(name, content))
@@ -150,18 +183,23 @@ def test_a_hub_dataset_is_read_and_its_failure_is_one_line(monkeypatch):
     found = {("me/set", "test"): rows}
     fake = types.SimpleNamespace(load_dataset=lambda name, split: found[name, split])
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    record, = load_records("me/set", split="test")
+    (record,) = load_records("me/set", split="test")
     assert record.messages[1] == {"role": "assistant", "content": "a"} and record.source == "me/set, record 1"
     with pytest.raises(UserError, match=r"me/other is not a file here, and .*: .'me/other', 'train'.;"):
         load_records("me/other")
 
 
-@pytest.mark.parametrize("file, count, roles", [
-    ("alpaca_en_demo.json", 999, ["user", "assistant"]), ("alpaca_zh_demo.json", 1000, ["user", "assistant"]),
-    ("identity.json", 91, ["user", "assistant"]), ("kto_en_demo.json", 300, ["user", "assistant"]),
-    ("glaive_toolcall_zh_demo.json", 300, ["user", "assistant", "tool", "assistant"]),
-    ("mllm_demo.json", 6, ["user", "assistant", "user", "assistant"]),
-])
+@pytest.mark.parametrize(
+    "file, count, roles",
+    [
+        ("alpaca_en_demo.json", 999, ["user", "assistant"]),
+        ("alpaca_zh_demo.json", 1000, ["user", "assistant"]),
+        ("identity.json", 91, ["user", "assistant"]),
+        ("kto_en_demo.json", 300, ["user", "assistant"]),
+        ("glaive_toolcall_zh_demo.json", 300, ["user", "assistant", "tool", "assistant"]),
+        ("mllm_demo.json", 6, ["user", "assistant", "user", "assistant"]),
+    ],
+)
 def test_real_files_are_read_whole(data_folder, file, count, roles):
     records = load_records(data_folder / "llama_factory" / file)
     assert len(records) == count

@@ -9,12 +9,27 @@ transformers = pytest.importorskip("transformers")
 TOLERANCE = 1e-5  # of the largest logit, in fp32
 
 V = 96
-LLAMA = dict(vocab_size=V, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-             intermediate_size=48, max_position_embeddings=64, initializer_range=0.3)
-GPT2 = dict(vocab_size=V, n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
-BLOOM = dict(vocab_size=V, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)
-BERT = dict(vocab_size=V, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-            max_position_embeddings=64, initializer_range=0.3)
+LLAMA = {
+    "vocab_size": V,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
+GPT2 = {"vocab_size": V, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
+BLOOM = {"vocab_size": V, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
+BERT = {
+    "vocab_size": V,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
 
 CAUSAL = {
     "gpt2": ("GPT2", GPT2),
@@ -25,20 +40,43 @@ CAUSAL = {
     "llama-tied": ("Llama", {**LLAMA, "tie_word_embeddings": True, "head_dim": 16}),
     "llama-bias": ("Llama", {**LLAMA, "attention_bias": True, "mlp_bias": True, "rope_theta": 500000.0}),
     "llama-linear": ("Llama", {**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 2.5}}),
-    "llama-dynamic": ("Llama", {**LLAMA, "max_position_embeddings": 8,
-                                "rope_scaling": {"type": "dynamic", "factor": 3.0}}),
-    "llama3": ("Llama", {**LLAMA, "rope_scaling": {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16}}),
+    "llama-dynamic": (
+        "Llama",
+        {**LLAMA, "max_position_embeddings": 8, "rope_scaling": {"type": "dynamic", "factor": 3.0}},
+    ),
+    "llama3": (
+        "Llama",
+        {
+            **LLAMA,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
     "bloom": ("Bloom", BLOOM),
     "bloom-3-heads": ("Bloom", {**BLOOM, "hidden_size": 36, "n_head": 3}),
-    "bloom-post-norm": ("Bloom", {**BLOOM, "n_head": 8, "apply_residual_connection_post_layernorm": True,
-                                  "tie_word_embeddings": False}),
+    "bloom-post-norm": (
+        "Bloom",
+        {**BLOOM, "n_head": 8, "apply_residual_connection_post_layernorm": True, "tie_word_embeddings": False},
+    ),
 }
-_CLASSES = {"GPT2": ("GPT2Config", "GPT2LMHeadModel"), "Llama": ("LlamaConfig", "LlamaForCausalLM"),
-            "Bloom": ("BloomConfig", "BloomForCausalLM")}
-BERT_CLASSES = ["BertModel", "BertForMaskedLM", "BertForNextSentencePrediction", "BertForPreTraining",
-                "BertForSequenceClassification", "BertForTokenClassification"]
+_CLASSES = {
+    "GPT2": ("GPT2Config", "GPT2LMHeadModel"),
+    "Llama": ("LlamaConfig", "LlamaForCausalLM"),
+    "Bloom": ("BloomConfig", "BloomForCausalLM"),
+}
+BERT_CLASSES = [
+    "BertModel",
+    "BertForMaskedLM",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+]
 
 
 def randomise(model, seed=1):

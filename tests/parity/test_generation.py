@@ -20,7 +20,7 @@ def theirs_generate(model, prompts, **options):
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt):], mask[row, longest - len(prompt):] = torch.tensor(prompt), 1
+        ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = torch.tensor(prompt), 1
     ends = options.pop("eos_token_id", None)
     model.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=ends)
     with torch.no_grad():
@@ -41,9 +41,17 @@ def test_greedy_batch_with_left_padding_equals_transformers(zoo, name):
 
 
 @pytest.mark.parametrize("ends", [[], [11, 50, 71, 30]])
-@pytest.mark.parametrize("options", [
-    {"num_beams": 3}, {"num_beams": 4, "length_penalty": 2.0}, {"num_beams": 2, "length_penalty": -0.5},
-    {"num_beams": 5, "early_stopping": True}, {"num_beams": 3, "repetition_penalty": 1.3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3},
+        {"num_beams": 4, "length_penalty": 2.0},
+        {"num_beams": 2, "length_penalty": -0.5},
+        {"num_beams": 5, "early_stopping": True},
+        {"num_beams": 3, "repetition_penalty": 1.3},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bloom"])
 def test_beam_search_equals_transformers(zoo, name, options, ends):
     theirs, folder = zoo.causal(name)
@@ -54,7 +62,7 @@ def test_beam_search_equals_transformers(zoo, name, options, ends):
 
 
 def test_end_tokens_end_a_row_and_not_the_others(zoo):
-    theirs, folder = zoo.causal("llama")
+    _theirs, folder = zoo.causal("llama")
     model = msllm.from_pretrained(folder)
     free = [g.ids for g in generate_ids(model, PROMPTS, GenerationConfig(max_new_tokens=8, eos_token_id=[]))]
     end = free[1][3]
@@ -82,23 +90,32 @@ def test_processors_keep_the_tokens_that_transformers_keeps():
     logits = np.random.default_rng(1).normal(0, 3, 500).astype(np.float32)
     scores, ids = torch.tensor(logits)[None], [3, 9, 9, 400]
     lp = transformers.generation.logits_process
-    for mine, theirs in ((keep_top_k(logits, 17), lp.TopKLogitsWarper(17)),
-                         (keep_top_p(logits, 0.8), lp.TopPLogitsWarper(0.8)),
-                         (keep_top_p(logits, 1e-6), lp.TopPLogitsWarper(1e-6)),
-                         (keep_min_p(logits, 0.05), lp.MinPLogitsWarper(0.05)),
-                         (penalise_repetition(logits, ids, 1.7), lp.RepetitionPenaltyLogitsProcessor(1.7))):
+    for mine, theirs in (
+        (keep_top_k(logits, 17), lp.TopKLogitsWarper(17)),
+        (keep_top_p(logits, 0.8), lp.TopPLogitsWarper(0.8)),
+        (keep_top_p(logits, 1e-6), lp.TopPLogitsWarper(1e-6)),
+        (keep_min_p(logits, 0.05), lp.MinPLogitsWarper(0.05)),
+        (penalise_repetition(logits, ids, 1.7), lp.RepetitionPenaltyLogitsProcessor(1.7)),
+    ):
         assert np.array_equal(mine, theirs(torch.tensor([ids]), scores.clone())[0].numpy())
 
 
 def test_draws_follow_the_distribution_and_the_seed(zoo):
     _, folder = zoo.causal("gpt2-erf")
     model = msllm.from_pretrained(folder)
-    runs = [generate_ids(model, [[5, 6]], GenerationConfig(max_new_tokens=6, do_sample=True, temperature=3.0, seed=s,
-                                                       eos_token_id=[]))[0].ids for s in (1, 1, 2)]
+    runs = [
+        generate_ids(
+            model,
+            [[5, 6]],
+            GenerationConfig(max_new_tokens=6, do_sample=True, temperature=3.0, seed=s, eos_token_id=[]),
+        )[0].ids
+        for s in (1, 1, 2)
+    ]
     assert runs[0] == runs[1] != runs[2]
     alone = generate_ids(model, [[5, 6]], GenerationConfig(max_new_tokens=1, do_sample=True, seed=1, eos_token_id=[]))
     logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
     from msllm.generation.sampling import draw
+
     rng = np.random.default_rng(0)
     counts = np.bincount([draw(logits, rng) for _ in range(20000)], minlength=3) / 20000
     assert np.abs(counts - [0.5, 0.3, 0.2]).max() < 0.012  # four standard deviations

@@ -44,8 +44,14 @@ def test_peft_reads_our_adapter(zoo, name, tmp_path):
 def test_we_read_pefts_adapter_and_transformers_reads_the_merged_model(zoo, name, use_rslora, tmp_path):
     theirs, folder = zoo.causal(name)
     ids, _ = padded_batch()
-    settings = peft.LoraConfig(r=3, lora_alpha=8, target_modules=TARGETS[name], task_type="CAUSAL_LM",
-                               fan_in_fan_out=name == "gpt2", use_rslora=use_rslora)
+    settings = peft.LoraConfig(
+        r=3,
+        lora_alpha=8,
+        target_modules=TARGETS[name],
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=name == "gpt2",
+        use_rslora=use_rslora,
+    )
     adapted = peft.get_peft_model(type(theirs).from_pretrained(folder), settings).eval()
     torch.manual_seed(5)
     with torch.no_grad():

@@ -10,9 +10,15 @@ from mindspore import Tensor
 import msllm
 from tests.parity.reference import TOLERANCE, torch, transformers
 
-TEXTS = ["A man is playing a guitar.", "The cat sits on the mat.", "How do I reset my password?",
-         "Someone plays a musical instrument.", "A kitten rests on a rug.", "I forgot my login credentials.",
-         "Größe, naïveté & 你好!"]
+TEXTS = [
+    "A man is playing a guitar.",
+    "The cat sits on the mat.",
+    "How do I reset my password?",
+    "Someone plays a musical instrument.",
+    "A kitten rests on a rug.",
+    "I forgot my login credentials.",
+    "Größe, naïveté & 你好!",
+]
 
 
 @pytest.fixture(scope="module")

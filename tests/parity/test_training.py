@@ -16,8 +16,9 @@ from tests.parity.reference import V, torch, transformers
 def test_schedules_equal_transformers(kind, warmup):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     names = {"constant": "constant_with_warmup"}
-    theirs = transformers.get_scheduler(names.get(kind, kind), optimizer, num_warmup_steps=warmup,
-                                        num_training_steps=50)
+    theirs = transformers.get_scheduler(
+        names.get(kind, kind), optimizer, num_warmup_steps=warmup, num_training_steps=50
+    )
     for step in range(55):
         assert learning_rate_factor(kind, step, warmup, 50) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
         optimizer.step()
@@ -41,9 +42,12 @@ def torch_run(model, batches, args, total):
     """Five lines of PyTorch: mean loss over the targets of the whole step, clipping, AdamW, cosine."""
     decay = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": args.weight_decay},
-                                   {"params": rest, "weight_decay": 0.0}], lr=args.learning_rate,
-                                  betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon)
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+    )
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, 2, total)
     losses, norms = [], []
     model.train()
@@ -75,9 +79,19 @@ def test_losses_norms_and_weights_equal_pytorch(zoo, name, accumulation, tmp_pat
         if isinstance(getattr(cell, "dropout", None), float):
             cell.dropout = 0.0
     # The gradient of a key bias is zero but for rounding; a larger epsilon keeps AdamW from blowing that noise up.
-    args = TrainingArguments(adam_epsilon=1e-3, learning_rate=3e-3, max_steps=6, per_device_train_batch_size=4 // accumulation,
-                             gradient_accumulation_steps=accumulation, weight_decay=0.1, adam_beta2=0.95,
-                             lr_scheduler_type="cosine", warmup_steps=2, max_grad_norm=0.5, seed=3)
+    args = TrainingArguments(
+        adam_epsilon=1e-3,
+        learning_rate=3e-3,
+        max_steps=6,
+        per_device_train_batch_size=4 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        lr_scheduler_type="cosine",
+        warmup_steps=2,
+        max_grad_norm=0.5,
+        seed=3,
+    )
     Trainer(model, args, examples(), tmp_path / "out").train()
     log = read_log(tmp_path / "out")
     order = [b for epoch in range(2) for b in msllm.data.batches(examples(), 4, epoch=epoch, seed=3)]

@@ -35,8 +35,10 @@ GENERATION = """\
 {%- if tools %}{{ tools | tojson(indent=2) }}{% endif %}
 """
 CHAT = [
-    {"role": "system", "content": "你是助手 <b>"}, {"role": "user", "content": " Hi \"you\" & me "},
-    {"role": "assistant", "content": "Hello😀"}, {"role": "user", "content": "Bye\n"},
+    {"role": "system", "content": "你是助手 <b>"},
+    {"role": "user", "content": ' Hi "you" & me '},
+    {"role": "assistant", "content": "Hello😀"},
+    {"role": "user", "content": "Bye\n"},
 ]
 
 
@@ -46,20 +48,21 @@ def test_rendering_equals_transformers(template, vocabulary):
     folder = vocabulary("llama2", tokenizer_config={"tokenizer_class": "LlamaTokenizer", "chat_template": template})
     ours, theirs = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
     some_tools = [{"type": "function", "function": {"name": "加", "parameters": {}}}]
-    for messages, tools, prompt in itertools.product(
-            (CHAT, CHAT[:3], CHAT[1:2]), (None, some_tools), (True, False)):
+    for messages, tools, prompt in itertools.product((CHAT, CHAT[:3], CHAT[1:2]), (None, some_tools), (True, False)):
         text = ours.apply_chat_template(messages, add_generation_prompt=prompt, tools=tools)
         assert text == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, tools=tools)
         assert ours.encode(text, add_special_tokens=False) == theirs.apply_chat_template(
-            messages, add_generation_prompt=prompt, tools=tools)
+            messages, add_generation_prompt=prompt, tools=tools
+        )
 
 
 def test_the_default_template_is_plain_text_and_ends_answers_with_eos(vocabulary):
     tokenizer = load_tokenizer(vocabulary("gpt2"))
     assert tokenizer.chat_template is None
     assert tokenizer.apply_chat_template(CHAT, add_generation_prompt=True) == (
-        "System:\n你是助手 <b>\n\nUser:\n Hi \"you\" & me \n\nAssistant:\nHello😀<|endoftext|>\n\n"
-        "User:\nBye\n\n\nAssistant:\n")
+        'System:\n你是助手 <b>\n\nUser:\n Hi "you" & me \n\nAssistant:\nHello😀<|endoftext|>\n\n'
+        "User:\nBye\n\n\nAssistant:\n"
+    )
     llama = load_tokenizer(vocabulary("llama2"))
     assert llama.apply_chat_template(CHAT[1:2]).startswith("<s>User:\n")
 
@@ -90,8 +93,11 @@ def test_the_template_file_wins_over_the_key_and_named_templates_give_the_defaul
 
 
 def test_what_ends_a_turn_ends_generation(vocabulary):
-    folder = vocabulary("gpt2", tokenizer_config={"chat_template": CHATML, "additional_special_tokens": ["<|im_end|>"]},
-                        generation_config={"eos_token_id": [50256, 7]})
+    folder = vocabulary(
+        "gpt2",
+        tokenizer_config={"chat_template": CHATML, "additional_special_tokens": ["<|im_end|>"]},
+        generation_config={"eos_token_id": [50256, 7]},
+    )
     assert load_tokenizer(folder).eos_token_ids == [50256, 7, 50257]
     assert load_tokenizer(vocabulary("llama2")).eos_token_ids == [2]
 
@@ -105,13 +111,16 @@ def test_tool_calls_become_text_when_the_template_knows_none():
     assert tokenizer.apply_chat_template([call]) == "加"
 
 
-@pytest.mark.parametrize("template, message", [
-    (LLAMA2, "roles must alternate"),
-    ("{% if %}", "not valid Jinja"),
-    ("{{ messages.__class__.__mro__ }}", "unsafe"),
-    ("{{ messages.append(1) }}", "'append' of 'list' object is unsafe"),
-    ("{{ messages[0]['content'] + 1 }}", "refuses these messages"),
-])
+@pytest.mark.parametrize(
+    "template, message",
+    [
+        (LLAMA2, "roles must alternate"),
+        ("{% if %}", "not valid Jinja"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "'append' of 'list' object is unsafe"),
+        ("{{ messages[0]['content'] + 1 }}", "refuses these messages"),
+    ],
+)
 def test_template_faults_are_one_line_user_errors(template, message):
     tokenizer = train_tokenizer(["abc"], kind="char")
     tokenizer.chat_template = template

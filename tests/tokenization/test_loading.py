@@ -81,6 +81,8 @@ def test_saving_keeps_unknown_keys_and_the_sentencepiece_file(vocabulary, tmp_pa
 
 
 def test_neither_transformers_nor_mindspore_is_imported():
-    code = ("import sys, msllm.tokenization, msllm.data; "
-            "print([name for name in ('transformers', 'mindspore', 'torch', 'datasets') if name in sys.modules])")
+    code = (
+        "import sys, msllm.tokenization, msllm.data; "
+        "print([name for name in ('transformers', 'mindspore', 'torch', 'datasets') if name in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

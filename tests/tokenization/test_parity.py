@@ -8,36 +8,93 @@ from msllm.tokenization import load_tokenizer
 transformers = pytest.importorskip("transformers")
 
 TEXTS = [
-    "", " ", "\n\n\n", "a", "trailing   ", "  Hello  world 你好😀\n\tdef f(x):\n    return x </s>tail <s> x",
-    "Don't stop . It 's , ok ? We 've n't ' m", "中文，测试。繁體字龘", "👩‍👩‍👧‍👦 é e\u0301 ﬁ ñ Å",
-    "x <|endoftext|> y", "\u3000全角　空格",
-    "[MASK] a [SEP] <pad> [PAD]", "\x00\x01 b\u200b\ufeff", "for (int i=0;i<10;++i) {\n\t\tx[i] += 1e-5;\r\n}",
+    "",
+    " ",
+    "\n\n\n",
+    "a",
+    "trailing   ",
+    "  Hello  world 你好😀\n\tdef f(x):\n    return x </s>tail <s> x",
+    "Don't stop . It 's , ok ? We 've n't ' m",
+    "中文，测试。繁體字龘",
+    "👩‍👩‍👧‍👦 é e\u0301 ﬁ ñ Å",
+    "x <|endoftext|> y",
+    "\u3000全角　空格",
+    "[MASK] a [SEP] <pad> [PAD]",
+    "\x00\x01 b\u200b\ufeff",
+    "for (int i=0;i<10;++i) {\n\t\tx[i] += 1e-5;\r\n}",
     "ÀÉÎ strip",
 ]
 CASES = {
     "gpt2": ("gpt2", {"config": {"model_type": "gpt2"}}),
-    "gpt2 bos, prefix space, added pad": ("gpt2", {"tokenizer_config": {
-        "tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "add_prefix_space": True, "pad_token": "<pad>",
-        "clean_up_tokenization_spaces": True}}),
+    "gpt2 bos, prefix space, added pad": (
+        "gpt2",
+        {
+            "tokenizer_config": {
+                "tokenizer_class": "GPT2Tokenizer",
+                "add_bos_token": True,
+                "add_prefix_space": True,
+                "pad_token": "<pad>",
+                "clean_up_tokenization_spaces": True,
+            }
+        },
+    ),
     "bert chinese": ("bert-base-chinese", {"config": {"model_type": "bert"}}),
     "bert uncased": ("bert-base-uncased", {"config": {"model_type": "bert"}}),
-    "bert read as cased": ("bert-base-uncased", {"tokenizer_config": {
-        "tokenizer_class": "BertTokenizer", "do_lower_case": False}}),
-    "bert accents": ("bert-base-uncased", {"tokenizer_config": {
-        "tokenizer_class": "BertTokenizer", "strip_accents": False, "tokenize_chinese_chars": False}}),
+    "bert read as cased": (
+        "bert-base-uncased",
+        {"tokenizer_config": {"tokenizer_class": "BertTokenizer", "do_lower_case": False}},
+    ),
+    "bert accents": (
+        "bert-base-uncased",
+        {
+            "tokenizer_config": {
+                "tokenizer_class": "BertTokenizer",
+                "strip_accents": False,
+                "tokenize_chinese_chars": False,
+            }
+        },
+    ),
     "llama": ("llama2", {"config": {"model_type": "llama"}}),
-    "llama not legacy, added pad": ("llama2", {"tokenizer_config": {
-        "tokenizer_class": "LlamaTokenizer", "legacy": False, "pad_token": "[PAD]"}}),
-    "llama eos instead of bos": ("llama2", {"tokenizer_config": {
-        "tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": False, "add_eos_token": True}}),
-    "llama no prefix space": ("llama2", {"tokenizer_config": {
-        "tokenizer_class": "LlamaTokenizerFast", "add_prefix_space": False}}),
-    "llama null prefix space": ("llama2", {"tokenizer_config": {
-        "tokenizer_class": "LlamaTokenizerFast", "add_prefix_space": None}}),
-    "llama old added tokens": ("llama2", {
-        "tokenizer_config": {"tokenizer_class": "LlamaTokenizer"}, "added_tokens": {"<pad>": 32000, "<x>": 32001},
-        "special_tokens_map": {"pad_token": "<pad>", "eos_token": {
-            "content": "</s>", "lstrip": False, "rstrip": False, "normalized": True, "single_word": False}}}),
+    "llama not legacy, added pad": (
+        "llama2",
+        {"tokenizer_config": {"tokenizer_class": "LlamaTokenizer", "legacy": False, "pad_token": "[PAD]"}},
+    ),
+    "llama eos instead of bos": (
+        "llama2",
+        {
+            "tokenizer_config": {
+                "tokenizer_class": "LlamaTokenizer",
+                "legacy": True,
+                "add_bos_token": False,
+                "add_eos_token": True,
+            }
+        },
+    ),
+    "llama no prefix space": (
+        "llama2",
+        {"tokenizer_config": {"tokenizer_class": "LlamaTokenizerFast", "add_prefix_space": False}},
+    ),
+    "llama null prefix space": (
+        "llama2",
+        {"tokenizer_config": {"tokenizer_class": "LlamaTokenizerFast", "add_prefix_space": None}},
+    ),
+    "llama old added tokens": (
+        "llama2",
+        {
+            "tokenizer_config": {"tokenizer_class": "LlamaTokenizer"},
+            "added_tokens": {"<pad>": 32000, "<x>": 32001},
+            "special_tokens_map": {
+                "pad_token": "<pad>",
+                "eos_token": {
+                    "content": "</s>",
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": True,
+                    "single_word": False,
+                },
+            },
+        },
+    ),
 }
 
 
@@ -99,9 +156,12 @@ def test_class_defaults_of_special_tokens_equal_transformers(family, vocabulary,
 def test_bert_pairs_and_their_truncation_equal_transformers(pair, max_length, vocabulary):
     folder = vocabulary("bert-base-chinese", config={"model_type": "bert"})
     theirs = transformers.AutoTokenizer.from_pretrained(folder)(
-        "a first text 你好 ok", pair, truncation=max_length is not None, max_length=max_length)
+        "a first text 你好 ok", pair, truncation=max_length is not None, max_length=max_length
+    )
     assert load_tokenizer(folder).encode_pair("a first text 你好 ok", pair, max_length) == (
-        theirs["input_ids"], theirs["token_type_ids"])
+        theirs["input_ids"],
+        theirs["token_type_ids"],
+    )
 
 
 def test_known_ids(vocabulary):

@@ -5,9 +5,16 @@ import pytest
 from msllm.tokenization import load_tokenizer, train_tokenizer
 
 TEXTS = [
-    "Hello world", "  two  spaces ", "你好，世界！龘靐齉 ok", "😀👩‍👩‍👧‍👦🇨🇳 flags",
-    "a\n\n\tb </s> c <|endoftext|> d", "é e\u0301 ﬁ",
-    "Do n't stop . It 's , ok ? We 've x ' s ' re", " . . ' ' n't ,", "�", "",
+    "Hello world",
+    "  two  spaces ",
+    "你好，世界！龘靐齉 ok",
+    "😀👩‍👩‍👧‍👦🇨🇳 flags",
+    "a\n\n\tb </s> c <|endoftext|> d",
+    "é e\u0301 ﬁ",
+    "Do n't stop . It 's , ok ? We 've x ' s ' re",
+    " . . ' ' n't ,",
+    "�",
+    "",
 ]
 
 

@@ -24,7 +24,16 @@ def test_a_trained_tokenizer_gives_the_same_ids_in_transformers(kind, size, tmp_
 def test_every_character_of_the_text_gets_an_id_and_others_are_unknown():
     tokenizer = train_tokenizer(["ba\n", "c你"], kind="char")
     assert [tokenizer.id_to_token(i) for i in range(len(tokenizer))] == [
-        "<pad>", "<unk>", "<s>", "</s>", "\n", "a", "b", "c", "你"]
+        "<pad>",
+        "<unk>",
+        "<s>",
+        "</s>",
+        "\n",
+        "a",
+        "b",
+        "c",
+        "你",
+    ]
     assert tokenizer.encode("a\n你b") == [5, 4, 8, 6]
     assert tokenizer.encode("aXb") == [5, 1, 6]
     assert tokenizer.decode([5, 4, 8, 6]) == "a\n你b"
@@ -50,10 +59,15 @@ def test_tiny_shakespeare_has_65_characters(data_folder):
     assert tokenizer.decode(tokenizer.encode(text[:100000])) == text[:100000]
 
 
-@pytest.mark.parametrize("size, kind, message", [
-    (None, "bpe", "at least 260"), (100, "bpe", "at least 260"), (3, "char", "at least 5"),
-    (300, "bpee", "did you mean 'bpe'"),
-])
+@pytest.mark.parametrize(
+    "size, kind, message",
+    [
+        (None, "bpe", "at least 260"),
+        (100, "bpe", "at least 260"),
+        (3, "char", "at least 5"),
+        (300, "bpee", "did you mean 'bpe'"),
+    ],
+)
 def test_impossible_wishes_are_user_errors(size, kind, message):
     with pytest.raises(UserError, match=message):
         train_tokenizer(["abc"], size, kind)

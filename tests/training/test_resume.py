@@ -28,8 +28,17 @@ def examples():
 
 
 def arguments(**more):
-    values = dict(max_steps=STEPS, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2,
-                  save_steps=2, eval_steps=3, lr_scheduler_type="cosine", warmup_steps=2, seed=5)
+    values = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "save_steps": 2,
+        "eval_steps": 3,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 2,
+        "seed": 5,
+    }
     return TrainingArguments(**{**values, **more})
 
 
@@ -44,10 +53,13 @@ def trainer(folder, tiny_model, lora=False, **more):
         apply(model, config)
         rng = np.random.default_rng(2)
         from mindspore import Tensor
+
         for p in model.trainable_params():
             p.set_data(Tensor(rng.normal(0, 0.1, p.shape).astype(np.float32)))
-        how = {"write_model": lambda f: save_adapter(model, config, f, "base"),
-               "read_model": lambda f: load_adapter(model, f)}
+        how = {
+            "write_model": lambda f: save_adapter(model, config, f, "base"),
+            "read_model": lambda f: load_adapter(model, f),
+        }
     return Trainer(model, arguments(**more), examples(), folder, examples()[:4], **how)
 
 
@@ -122,9 +134,27 @@ def test_other_data_or_options_are_refused(tiny_model, tmp_path):
 def command(tiny_model, folder, *more):
     data = folder.parent / "data.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"say {i} ", "completion": f"word {i}"}) + "\n" for i in range(40)))
-    return [sys.executable, "-m", "msllm", "finetune", "--model", str(tiny_model), "--data", str(data), "--output",
-            str(folder), "--per_device_train_batch_size", "2", "--num_train_epochs", "4", "--save_steps", "7",
-            "--learning_rate", "1e-2", *more]
+    return [
+        sys.executable,
+        "-m",
+        "msllm",
+        "finetune",
+        "--model",
+        str(tiny_model),
+        "--data",
+        str(data),
+        "--output",
+        str(folder),
+        "--per_device_train_batch_size",
+        "2",
+        "--num_train_epochs",
+        "4",
+        "--save_steps",
+        "7",
+        "--learning_rate",
+        "1e-2",
+        *more,
+    ]
 
 
 def wait_for_lines(folder, count):
@@ -164,7 +194,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tiny_model, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))
     try:
-        with pytest.raises(UserError, match="cannot write .*File too large"):
+        with pytest.raises(UserError, match=r"cannot write .*File too large"):
             again.train(resume="auto")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -182,7 +212,7 @@ def test_a_folder_that_cannot_be_written_is_named(tiny_model, tmp_path):
         tmp_path.chmod(0o755)
         os.seteuid(65534)  # root writes anywhere
     try:
-        with pytest.raises(UserError, match="cannot write .*Permission denied"):
+        with pytest.raises(UserError, match=r"cannot write .*Permission denied"):
             model.save_pretrained(locked / "out")
     finally:
         if root:
