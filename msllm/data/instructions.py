@@ -16,21 +16,69 @@ HELD_OUT = 50  # operand sets a task keeps for the test part
 
 DIGITS = "零一二三四五六七八九"
 OPPOSITES = (
-    ("big", "small", "大", "小"), ("hot", "cold", "热", "冷"), ("fast", "slow", "快", "慢"), ("high", "low", "高", "低"),
-    ("long", "short", "长", "短"), ("new", "old", "新", "旧"), ("bright", "dark", "亮", "暗"), ("hard", "soft", "硬", "软"),
-    ("wet", "dry", "湿", "干"), ("rich", "poor", "富", "穷"), ("near", "far", "近", "远"), ("early", "late", "早", "晚"),
-    ("strong", "weak", "强", "弱"), ("good", "bad", "好", "坏"), ("true", "false", "真", "假"), ("full", "empty", "满", "空"),
-    ("thick", "thin", "厚", "薄"), ("deep", "shallow", "深", "浅"), ("wide", "narrow", "宽", "窄"), ("more", "less", "多", "少"),
+    ("big", "small", "大", "小"),
+    ("hot", "cold", "热", "冷"),
+    ("fast", "slow", "快", "慢"),
+    ("high", "low", "高", "低"),
+    ("long", "short", "长", "短"),
+    ("new", "old", "新", "旧"),
+    ("bright", "dark", "亮", "暗"),
+    ("hard", "soft", "硬", "软"),
+    ("wet", "dry", "湿", "干"),
+    ("rich", "poor", "富", "穷"),
+    ("near", "far", "近", "远"),
+    ("early", "late", "早", "晚"),
+    ("strong", "weak", "强", "弱"),
+    ("good", "bad", "好", "坏"),
+    ("true", "false", "真", "假"),
+    ("full", "empty", "满", "空"),
+    ("thick", "thin", "厚", "薄"),
+    ("deep", "shallow", "深", "浅"),
+    ("wide", "narrow", "宽", "窄"),
+    ("more", "less", "多", "少"),
 )
 OPPOSITES_ZH = {english: chinese for a, b, c, d in OPPOSITES for english, chinese in ((a, c), (b, d))}
 ADJECTIVES = {
-    "red": "红", "white": "白", "black": "黑", "yellow": "黄", "green": "绿", "blue": "蓝", "big": "大", "small": "小",
-    "clean": "干净的", "pretty": "漂亮的", "strange": "奇怪的", "cheap": "便宜的", "lovely": "可爱的", "heavy": "沉重的",
+    "red": "红",
+    "white": "白",
+    "black": "黑",
+    "yellow": "黄",
+    "green": "绿",
+    "blue": "蓝",
+    "big": "大",
+    "small": "小",
+    "clean": "干净的",
+    "pretty": "漂亮的",
+    "strange": "奇怪的",
+    "cheap": "便宜的",
+    "lovely": "可爱的",
+    "heavy": "沉重的",
 }
 NOUNS = {
-    "cat": "猫", "dog": "狗", "horse": "马", "bird": "鸟", "fish": "鱼", "cow": "牛", "sheep": "羊", "rabbit": "兔",
-    "book": "书", "flower": "花", "boat": "船", "door": "门", "ball": "球", "lamp": "灯", "tree": "树", "umbrella": "伞",
-    "bowl": "碗", "knife": "刀", "pen": "笔", "car": "车", "shoe": "鞋", "drum": "鼓", "clock": "钟", "pot": "锅",
+    "cat": "猫",
+    "dog": "狗",
+    "horse": "马",
+    "bird": "鸟",
+    "fish": "鱼",
+    "cow": "牛",
+    "sheep": "羊",
+    "rabbit": "兔",
+    "book": "书",
+    "flower": "花",
+    "boat": "船",
+    "door": "门",
+    "ball": "球",
+    "lamp": "灯",
+    "tree": "树",
+    "umbrella": "伞",
+    "bowl": "碗",
+    "knife": "刀",
+    "pen": "笔",
+    "car": "车",
+    "shoe": "鞋",
+    "drum": "鼓",
+    "clock": "钟",
+    "pot": "锅",
 }
 ANIMALS = tuple(NOUNS)[:8]
 ANIMALS_ZH = tuple(NOUNS[word] for word in ANIMALS)
@@ -109,8 +157,7 @@ def _draw_pair(draw):
 
 def _draw_animals(draw):
     count = draw.number(0, 4)
-    things = tuple(word for word in NOUNS if word not in ANIMALS)
-    words = draw.some(ANIMALS, count) + draw.some(things, draw.number(max(0, 2 - count), 5 - count))
+    words = draw.some(ANIMALS, count) + draw.some(tuple(NOUNS)[len(ANIMALS) :], 4 - count)
     return draw.some(words, len(words))
 
 
@@ -144,42 +191,124 @@ def _show_time(operands, language):
 
 def _solve_time(text, _):
     hour, minute = _numbers(text)
-    return f"{hour % 12 + (12 if 'pm' in text or '下午' in text else 0)}:{minute:02d}"
+    return f"{hour % 12 + (12 if 'pm' in text or '下午' in text else 0):02d}:{minute:02d}"
 
 
 TASKS = (
-    Task("add", 850, lambda d: (str(d.number(10, 99)), str(d.number(10, 99))), lambda o, _: " + ".join(o),
-         lambda text, _: str(sum(_numbers(text))),
-         ("Add the numbers.", "What is the sum?"), ("计算两个数的和。", "加起来等于多少？"), unordered=True),
-    Task("subtract", 850, _draw_difference, lambda o, _: " - ".join(o),
-         lambda text, _: str(_numbers(text)[0] - _numbers(text)[1]),
-         ("Subtract the numbers.", "What is the difference?"), ("计算两个数的差。", "减去后还剩多少？")),
-    Task("larger", 650, _draw_pair, _comma, lambda text, _: str(max(_numbers(text))),
-         ("Which number is larger?", "Give the larger number."), ("哪个数更大？", "写出较大的数。"), unordered=True),
-    Task("smallest", 750, lambda d: tuple(str(n) for n in d.some(range(10, 100), 3)), _comma,
-         lambda text, _: str(min(_numbers(text))),
-         ("Find the smallest number.", "Which number is the smallest?"), ("找出最小的数。", "哪个数最小？"), unordered=True),
-    Task("even", 450, lambda d: (str(d.number(10, 997)),), _comma, lambda text, _: str(int(text) // 2 * 2 + 2),
-         ("Find the next even number.", "Which even number comes next?"), ("写出下一个偶数。", "下一个偶数是几？")),
-    Task("numeral", 250, lambda d: (str(d.number(10, 999)),), _comma, lambda text, _: chinese_numeral(int(text)),
-         ("Write the number in Chinese.", "How is it written in Chinese?"), ("用汉字写出这个数。", "这个数用汉字怎么写？")),
-    Task("clock", 250, lambda d: (str(d.number(1, 12)), f"{d.number(0, 59):02d}", d.one(("am", "pm"))),
-         _show_time, _solve_time,
-         ("Use the 24-hour clock.", "Write the time in 24-hour form."), ("改成24小时制。", "用24小时制写出时间。")),
-    Task("reverse", 600, lambda d: d.some(tuple(NOUNS), d.number(2, 4)), _nouns,
-         lambda text, _: " ".join(text.split()[::-1]),
-         ("Reverse the word order.", "Write the words from last to first."), ("把词语倒序排列。", "从后往前写这些词。")),
-    Task("sort", 500, _draw_sortable, lambda o, _: " ".join(o), lambda text, _: " ".join(sorted(text.split())),
-         ("Sort the words.", "List in alphabetical order."), ("按字母顺序排列。", "给单词排序。"), unordered=True),
-    Task("count", 450, _draw_animals, _nouns,
-         lambda text, _: str(sum(word in ANIMALS or word in ANIMALS_ZH for word in text.split())),
-         ("Count the animals.", "How many animals are there?"), ("数一数动物。", "这里有几种动物？"), unordered=True),
-    Task("opposite", 250, _draw_opposites, _show_opposites, _solve_opposites,
-         ("Give the opposites.", "Which words mean the opposite?"), ("写出反义词。", "意思相反的词是什么？"), unordered=True),
-    Task("translate", 150, lambda d: (d.one(tuple(PHRASES)),),
-         lambda o, language: PHRASES[o[0]] if language == "zh" else o[0],
-         lambda text, language: PHRASES_BACK[text] if language == "zh" else PHRASES[text],
-         ("Translate into Chinese.", "How do you say it in Chinese?"), ("翻译成英文。", "用英文怎么说？")),
+    Task(
+        "add",
+        900,
+        lambda d: (str(d.number(10, 99)), str(d.number(10, 99))),
+        lambda o, _: " + ".join(o),
+        lambda text, _: str(sum(_numbers(text))),
+        ("Add the numbers.", "What is the sum?"),
+        ("计算两个数的和。", "加起来等于多少？"),
+        unordered=True,
+    ),
+    Task(
+        "subtract",
+        900,
+        _draw_difference,
+        lambda o, _: " - ".join(o),
+        lambda text, _: str(_numbers(text)[0] - _numbers(text)[1]),
+        ("Subtract the numbers.", "What is the difference?"),
+        ("计算两个数的差。", "减去后还剩多少？"),
+    ),
+    Task(
+        "larger",
+        500,
+        _draw_pair,
+        _comma,
+        lambda text, _: str(max(_numbers(text))),
+        ("Which number is larger?", "Give the larger number."),
+        ("哪个数更大？", "写出较大的数。"),
+        unordered=True,
+    ),
+    Task(
+        "smallest",
+        700,
+        lambda d: tuple(str(n) for n in d.some(range(10, 100), 3)),
+        _comma,
+        lambda text, _: str(min(_numbers(text))),
+        ("Find the smallest number.", "Which number is the smallest?"),
+        ("找出最小的数。", "哪个数最小？"),
+        unordered=True,
+    ),
+    Task(
+        "even",
+        450,
+        lambda d: (str(d.number(100, 997)),),
+        _comma,
+        lambda text, _: str(int(text) // 2 * 2 + 2),
+        ("Find the next even number.", "Which even number comes next?"),
+        ("写出下一个偶数。", "下一个偶数是几？"),
+    ),
+    Task(
+        "numeral",
+        250,
+        lambda d: (str(d.number(100, 999)),),
+        _comma,
+        lambda text, _: chinese_numeral(int(text)),
+        ("Write the number in Chinese.", "How is it written in Chinese?"),
+        ("用汉字写出这个数。", "这个数用汉字怎么写？"),
+    ),
+    Task(
+        "clock",
+        350,
+        lambda d: (f"{d.number(1, 12):02d}", f"{d.number(0, 59):02d}", d.one(("am", "pm"))),
+        _show_time,
+        _solve_time,
+        ("Use the 24-hour clock.", "Write the time in 24-hour form."),
+        ("改成24小时制。", "用24小时制写出时间。"),
+    ),
+    Task(
+        "reverse",
+        500,
+        lambda d: d.some(tuple(NOUNS), 3),
+        _nouns,
+        lambda text, _: " ".join(text.split()[::-1]),
+        ("Reverse the word order.", "Write the words from last to first."),
+        ("把词语倒序排列。", "从后往前写这些词。"),
+    ),
+    Task(
+        "sort",
+        450,
+        _draw_sortable,
+        lambda o, _: " ".join(o),
+        lambda text, _: " ".join(sorted(text.split())),
+        ("Sort the words.", "List in alphabetical order."),
+        ("按字母顺序排列。", "给单词排序。"),
+        unordered=True,
+    ),
+    Task(
+        "count",
+        350,
+        _draw_animals,
+        _nouns,
+        lambda text, _: str(sum(word in ANIMALS or word in ANIMALS_ZH for word in text.split())),
+        ("Count the animals.", "How many animals are there?"),
+        ("数一数动物。", "这里有几种动物？"),
+        unordered=True,
+    ),
+    Task(
+        "opposite",
+        300,
+        _draw_opposites,
+        _show_opposites,
+        _solve_opposites,
+        ("Give the opposites.", "Which words mean the opposite?"),
+        ("写出反义词。", "意思相反的词是什么？"),
+        unordered=True,
+    ),
+    Task(
+        "translate",
+        286,
+        lambda d: (d.one(tuple(PHRASES)),),
+        lambda o, language: PHRASES[o[0]] if language == "zh" else o[0],
+        lambda text, language: PHRASES_BACK[text] if language == "zh" else PHRASES[text],
+        ("Translate into Chinese.", "How do you say it in Chinese?"),
+        ("翻译成英文。", "用英文怎么说？"),
+    ),
 )
 _ASKED = {wording: (task, language) for task in TASKS for language in LANGUAGES for wording in getattr(task, language)}
 
@@ -225,5 +354,9 @@ def check(record: dict, answered: str) -> bool:
 
 def _record(task: Task, operands: tuple[str, ...], language: str, draw: _Draw) -> dict:
     text = task.show(operands, language)
-    return {"instruction": draw.one(getattr(task, language)), "input": text, "output": task.solve(text, language),
-            "task": task.name}
+    return {
+        "instruction": draw.one(getattr(task, language)),
+        "input": text,
+        "output": task.solve(text, language),
+        "task": task.name,
+    }

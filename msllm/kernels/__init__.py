@@ -32,12 +32,44 @@ from msllm.kernels.stock import (
     swiglu,
 )
 
-__all__ = ["DEVICE", "active", "adamw", "attention", "cache_write", "cross_entropy", "dropout", "embedding", "gelu",
-           "get_rng_state", "layer_norm", "linear", "rms_norm", "rotary", "set_rng_state", "set_seed", "sum_squares",
-           "swiglu", "table", "use"]
+__all__ = [
+    "DEVICE",
+    "active",
+    "adamw",
+    "attention",
+    "cache_write",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "gelu",
+    "get_rng_state",
+    "layer_norm",
+    "linear",
+    "rms_norm",
+    "rotary",
+    "set_rng_state",
+    "set_seed",
+    "sum_squares",
+    "swiglu",
+    "table",
+    "use",
+]
 
-_FUNCTIONS = ("adamw", "attention", "cache_write", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm",
-              "linear", "rms_norm", "rotary", "sum_squares", "swiglu")
+_FUNCTIONS = (
+    "adamw",
+    "attention",
+    "cache_write",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "rms_norm",
+    "rotary",
+    "sum_squares",
+    "swiglu",
+)
 _active = "stock"
 
 
@@ -63,8 +95,10 @@ def use(name: str) -> None:
     """
     global _active
     if name not in ("stock", "cpu", "ascend", "auto"):
-        raise UserError(f"unknown kernels {name!r}{nearest(name, ('stock', 'cpu', 'ascend', 'auto'))}; "
-                        f"use stock, cpu, ascend or auto")
+        raise UserError(
+            f"unknown kernels {name!r}{nearest(name, ('stock', 'cpu', 'ascend', 'auto'))}; "
+            f"use stock, cpu, ascend or auto"
+        )
     module = _auto() if name == "auto" else _load(name)
     for function in _FUNCTIONS:
         globals()[function] = getattr(module, function)

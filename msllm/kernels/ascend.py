@@ -12,8 +12,21 @@ from mindspore import Tensor, ops
 from msllm.kernels import stock
 from msllm.kernels.stock import cache_write, cross_entropy, dropout, embedding, gelu, linear, sum_squares
 
-__all__ = ["adamw", "attention", "cache_write", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear",
-           "rms_norm", "rotary", "sum_squares", "swiglu"]
+__all__ = [
+    "adamw",
+    "attention",
+    "cache_write",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "rms_norm",
+    "rotary",
+    "sum_squares",
+    "swiglu",
+]
 
 _HALF = (ms.float16, ms.bfloat16)
 _FLOAT = (ms.float16, ms.bfloat16, ms.float32)
@@ -52,8 +65,13 @@ def supports_adamw(dtypes, lr, step):
     Types are equal pairwise, and lr and step are Python numbers, not tensors of a compiled graph.
     """
     param, grad, mean, square = dtypes
-    return (param in (ms.float16, ms.float32) and param == grad and mean == square
-            and isinstance(lr, float) and isinstance(step, int))
+    return (
+        param in (ms.float16, ms.float32)
+        and param == grad
+        and mean == square
+        and isinstance(lr, float)
+        and isinstance(step, int)
+    )
 
 
 def swiglu(gate, up):
@@ -82,16 +100,25 @@ def rotary(x_BTHC, cos_NTR, sin_NTR):
     return ops.rotary_position_embedding(x_BTHC, cos, sin, 0)  # mode 0 pairs halves
 
 
-def attention(q_BTHC, k_BSKC, v_BSKC, scale, causal=True, key_mask=None, row_start=None, slopes=None, length=None,
-              dropout=0.0):
+def attention(
+    q_BTHC, k_BSKC, v_BSKC, scale, causal=True, key_mask=None, row_start=None, slopes=None, length=None, dropout=0.0
+):
     """Returns softmax(scale * q k^T + ALiBi) v under the masks: (B, T, H, C); ``stock.attention`` has the details."""
     if not supports_flash(q_BTHC.shape, k_BSKC.shape, q_BTHC.dtype, slopes is not None, dropout):
         return stock.attention(q_BTHC, k_BSKC, v_BSKC, scale, causal, key_mask, row_start, slopes, length, dropout)
     B, T, H, _ = q_BTHC.shape
     L = k_BSKC.shape[1] if length is None else length
     hidden, mode, seen = flash_mask(B, T, L, causal, key_mask, row_start)
-    out = ops.flash_attention_score(q_BTHC, k_BSKC[:, :L], v_BSKC[:, :L], H, attn_mask=hidden, scalar_value=scale,
-                                    input_layout="BSND", sparse_mode=mode)
+    out = ops.flash_attention_score(
+        q_BTHC,
+        k_BSKC[:, :L],
+        v_BSKC[:, :L],
+        H,
+        attn_mask=hidden,
+        scalar_value=scale,
+        input_layout="BSND",
+        sparse_mode=mode,
+    )
     return out if seen is None else out * ops.cast(seen, out.dtype)
 
 
@@ -120,7 +147,20 @@ def adamw(params, grads, exp_avg, exp_avg_sq, lr, beta1, beta2, eps, weight_deca
             grad = grads[i] if grad_scale == 1.0 else grads[i] * grad_scale
             # The operator adds one to the step itself, and looks at the fourth tensor only for AMSGrad.
             before = Tensor([step - 1], ms.float32)
-            _adamw(params[i], exp_avg[i], exp_avg_sq[i], exp_avg_sq[i], grad, before, lr, beta1, beta2,
-                   weight_decay[i], eps, False, False)
+            _adamw(
+                params[i],
+                exp_avg[i],
+                exp_avg_sq[i],
+                exp_avg_sq[i],
+                grad,
+                before,
+                lr,
+                beta1,
+                beta2,
+                weight_decay[i],
+                eps,
+                False,
+                False,
+            )
         else:
-            stock.adamw(*([t] for t in tensors), lr, beta1, beta2, eps, weight_decay[i:i + 1], step, grad_scale)
+            stock.adamw(*([t] for t in tensors), lr, beta1, beta2, eps, weight_decay[i : i + 1], step, grad_scale)

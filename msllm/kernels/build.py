@@ -48,8 +48,17 @@ def compile_commands(cxx: str, out: Path) -> list[list[str]]:
     """Returns one compiler command per source, each writing an object file to ``out``; the longest comes first."""
     flags = cached.kernel_flags(platform.machine())
     sources = sorted(cached.SOURCES.glob("*.cpp"), key=lambda path: path.name != _BINDINGS)
-    return [[cxx, *(binding_flags() if source.name == _BINDINGS else flags), "-c", str(source), "-o",
-             str(out / f"{source.stem}.o")] for source in sources]
+    return [
+        [
+            cxx,
+            *(binding_flags() if source.name == _BINDINGS else flags),
+            "-c",
+            str(source),
+            "-o",
+            str(out / f"{source.stem}.o"),
+        ]
+        for source in sources
+    ]
 
 
 def build() -> Path:
@@ -117,8 +126,10 @@ def main() -> int:
         print(f"C++ kernels are already built: {cached.folder()}")
     except cached.NotBuilt:
         if sys.platform != "linux" or compiler() is None:
-            print("C++ kernels are not built: they need Linux and a C++ compiler (for example `apt-get install g++`). "
-                  "Everything works without them, with slower stock kernels.")
+            print(
+                "C++ kernels are not built: they need Linux and a C++ compiler (for example `apt-get install g++`). "
+                "Everything works without them, with slower stock kernels."
+            )
             return 0
         print("building C++ kernels (about 40 s)...", flush=True)
         start = time.monotonic()
@@ -133,13 +144,20 @@ def main() -> int:
 
 def _try() -> int:
     """Runs one kernel in another process: a library that the processor cannot run must not stay."""
-    done = subprocess.run([sys.executable, "-c", _TRIAL], env={**os.environ, "MSLLM_KERNELS": "cpu"}, check=False,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _TRIAL],
+        env={**os.environ, "MSLLM_KERNELS": "cpu"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode == 0:
         return 0
     shutil.rmtree(cached.folder(), ignore_errors=True)
-    print(f"the C++ kernels do not run here (code {done.returncode}) and were removed: {done.stderr[-500:].strip()}",
-          file=sys.stderr)
+    print(
+        f"the C++ kernels do not run here (code {done.returncode}) and were removed: {done.stderr[-500:].strip()}",
+        file=sys.stderr,
+    )
     return 1
 
 

@@ -32,8 +32,16 @@ def kernel_flags(machine: str) -> list[str]:
     vectorised without OpenMP's run-time, whose threads would fight with MindSpore's.
     """
     native = ["-march=native", "-mprefer-vector-width=512"] if machine in ("x86_64", "AMD64") else ["-mcpu=native"]
-    return ["-std=c++17", "-O3", "-fPIC", *native, "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
-            "-fopenmp-simd"]
+    return [
+        "-std=c++17",
+        "-O3",
+        "-fPIC",
+        *native,
+        "-ffp-contract=fast",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fopenmp-simd",
+    ]
 
 
 def processor() -> str:

@@ -46,18 +46,29 @@ class _Linear(_Function):
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
         need = ctx.needs_input_grad
-        return (_matmul_nn(dy, weight) if need[0] else None,
-                _matmul_tn(dy, x) if need[1] else None,
-                _cpp.column_sum(dy) if need[2] else None)
+        return (
+            _matmul_nn(dy, weight) if need[0] else None,
+            _matmul_tn(dy, x) if need[1] else None,
+            _cpp.column_sum(dy) if need[2] else None,
+        )
 
 
 def linear(x, weight, bias=None):
     """Returns x @ weight.T + bias: x (..., I), weight (O, I), bias (O,) or None -> (..., O)."""
     _check_dtype("linear", ms.float32, x, weight, *(() if bias is None else (bias,)))
-    _check(weight.ndim == 2 and x.shape[-1] == weight.shape[1], "linear", "expected x (..., I) and weight (O, I)",
-           x, weight)
-    _check(bias is None or bias.shape == weight.shape[:1], "linear", "expected bias (O,) and weight (O, I)",
-           *(() if bias is None else (bias, weight)))
+    _check(
+        weight.ndim == 2 and x.shape[-1] == weight.shape[1],
+        "linear",
+        "expected x (..., I) and weight (O, I)",
+        x,
+        weight,
+    )
+    _check(
+        bias is None or bias.shape == weight.shape[:1],
+        "linear",
+        "expected bias (O,) and weight (O, I)",
+        *(() if bias is None else (bias, weight)),
+    )
     if x.ndim == 2:
         return _Linear.apply(x, weight, bias)
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).reshape(x.shape[:-1] + weight.shape[:1])
@@ -136,8 +147,14 @@ class _LayerNorm(_Function):
 def layer_norm(x, weight, bias, eps):
     """Returns LayerNorm over the last axis: x (..., D), weight (D,), bias (D,)."""
     _check_dtype("layer_norm", ms.float32, x, weight, bias)
-    _check(weight.shape == bias.shape == x.shape[-1:], "layer_norm", "expected x (..., D), weight (D,), bias (D,)",
-           x, weight, bias)
+    _check(
+        weight.shape == bias.shape == x.shape[-1:],
+        "layer_norm",
+        "expected x (..., D), weight (D,), bias (D,)",
+        x,
+        weight,
+        bias,
+    )
     return _LayerNorm.apply(x, weight, bias, eps)
 
 
@@ -174,10 +191,19 @@ class _Rotary(_Function):
 def rotary(x_BTHC, cos_NTR, sin_NTR):
     """Returns x with each pair (c, c + C/2) turned by its angle: cos and sin (N, T, C/2), N is 1 or B."""
     _check_dtype("rotary", ms.float32, x_BTHC, cos_NTR, sin_NTR)
-    _check(x_BTHC.ndim == 4 and cos_NTR.shape == sin_NTR.shape and cos_NTR.ndim == 3
-           and cos_NTR.shape[0] in (1, x_BTHC.shape[0]) and cos_NTR.shape[1] == x_BTHC.shape[1]
-           and 2 * cos_NTR.shape[2] == x_BTHC.shape[3],
-           "rotary", "expected x (B, T, H, C), cos and sin (1 or B, T, C/2)", x_BTHC, cos_NTR, sin_NTR)
+    _check(
+        x_BTHC.ndim == 4
+        and cos_NTR.shape == sin_NTR.shape
+        and cos_NTR.ndim == 3
+        and cos_NTR.shape[0] in (1, x_BTHC.shape[0])
+        and cos_NTR.shape[1] == x_BTHC.shape[1]
+        and 2 * cos_NTR.shape[2] == x_BTHC.shape[3],
+        "rotary",
+        "expected x (B, T, H, C), cos and sin (1 or B, T, C/2)",
+        x_BTHC,
+        cos_NTR,
+        sin_NTR,
+    )
     return _Rotary.apply(x_BTHC, cos_NTR, sin_NTR)
 
 
@@ -195,8 +221,9 @@ class _Attention(_Function):
         return (*_cpp.attention_grad(q, k, v, *ctx.rest, out, logsumexp, dout), None, None, None, None)
 
 
-def attention(q_BTHC, k_BSKC, v_BSKC, scale, causal=True, key_mask=None, row_start=None, slopes=None, length=None,
-              dropout=0.0):
+def attention(
+    q_BTHC, k_BSKC, v_BSKC, scale, causal=True, key_mask=None, row_start=None, slopes=None, length=None, dropout=0.0
+):
     """Returns softmax(scale * q k^T + ALiBi) v under the masks: (B, T, H, C); ``stock.attention`` has the details.
 
     Memory is O(T) (Dao et al. 2022, "FlashAttention"): the backward pass computes the weights again. Queries, keys
@@ -204,8 +231,14 @@ def attention(q_BTHC, k_BSKC, v_BSKC, scale, causal=True, key_mask=None, row_sta
     """
     _check_dtype("attention", ms.float32, q_BTHC, k_BSKC, v_BSKC)
     q, k = q_BTHC.shape, k_BSKC.shape
-    _check(len(q) == 4 and len(k) == 4 and k == v_BSKC.shape and q[0] == k[0] and q[3] == k[3] and q[2] % k[2] == 0,
-           "attention", "expected q (B, T, H, C), k and v (B, S, K, C) with K dividing H", q_BTHC, k_BSKC, v_BSKC)
+    _check(
+        len(q) == 4 and len(k) == 4 and k == v_BSKC.shape and q[0] == k[0] and q[3] == k[3] and q[2] % k[2] == 0,
+        "attention",
+        "expected q (B, T, H, C), k and v (B, S, K, C) with K dividing H",
+        q_BTHC,
+        k_BSKC,
+        v_BSKC,
+    )
     if length is None:
         length = k[1]
     if not 1 <= length <= k[1]:
@@ -239,8 +272,13 @@ def cross_entropy(logits_NV, labels_N, ignore_index=-100):
     """Returns -log softmax(logits)[label] per row, (N,), 0 where the label is ignore_index: labels int32 (N,)."""
     _check_dtype("cross_entropy", ms.float32, logits_NV)
     _check_dtype("cross_entropy", ms.int32, labels_N)
-    _check(logits_NV.ndim == 2 and labels_N.shape == logits_NV.shape[:1], "cross_entropy",
-           "expected logits (N, V) and labels (N,)", logits_NV, labels_N)
+    _check(
+        logits_NV.ndim == 2 and labels_N.shape == logits_NV.shape[:1],
+        "cross_entropy",
+        "expected logits (N, V) and labels (N,)",
+        logits_NV,
+        labels_N,
+    )
     return _CrossEntropy.apply(logits_NV, labels_N, ignore_index)
 
 
@@ -290,9 +328,16 @@ def cache_write(cache_BSKC, new_BTKC, start):
     """Writes new at cache[:, start:start + T] in place and returns the cache: new (B, T, K, C), start an int."""
     _check_dtype("cache_write", ms.float32, cache_BSKC, new_BTKC)
     cache, new = cache_BSKC.shape, new_BTKC.shape
-    _check(len(cache) == 4 and len(new) == 4 and cache[0] == new[0] and cache[2:] == new[2:]
-           and 0 <= start <= cache[1] - new[1],
-           "cache_write", f"expected cache (B, S, K, C) with room for new (B, T, K, C) at {start}",
-           cache_BSKC, new_BTKC)
+    _check(
+        len(cache) == 4
+        and len(new) == 4
+        and cache[0] == new[0]
+        and cache[2:] == new[2:]
+        and 0 <= start <= cache[1] - new[1],
+        "cache_write",
+        f"expected cache (B, S, K, C) with room for new (B, T, K, C) at {start}",
+        cache_BSKC,
+        new_BTKC,
+    )
     _cpp.cache_write(cache_BSKC, new_BTKC, start)
     return cache_BSKC

@@ -75,8 +75,9 @@ def rotary(x_BTHC, cos_NTR, sin_NTR):
     return ops.concat((low * cos - high * sin, high * cos + low * sin), -1)
 
 
-def attention(q_BTHC, k_BSKC, v_BSKC, scale, causal=True, key_mask=None, row_start=None, slopes=None, length=None,
-              dropout=0.0):
+def attention(
+    q_BTHC, k_BSKC, v_BSKC, scale, causal=True, key_mask=None, row_start=None, slopes=None, length=None, dropout=0.0
+):
     """Returns softmax(scale * q k^T + ALiBi) v under the masks: (B, T, H, C) (Vaswani et al. 2017, section 3.2.1).
 
     Query head h uses key-value head h // (H // K). With L = length (default S) valid keys, query t sits at
@@ -222,5 +223,5 @@ def sum_squares(tensors):
 def cache_write(cache_BSKC, new_BTKC, start):
     """Writes new at cache[:, start:start + T] in place and returns the cache: new (B, T, K, C), start an int."""
     # Assigning a view reads the wrong numbers in MindSpore 2.9.0 (keys and values are slices of one projection).
-    cache_BSKC[:, start:start + new_BTKC.shape[1]] = new_BTKC.contiguous()
+    cache_BSKC[:, start : start + new_BTKC.shape[1]] = new_BTKC.contiguous()
     return cache_BSKC

@@ -16,15 +16,26 @@ def normal(rng, *shape, dtype=ms.float16):
     return Tensor(rng.standard_normal(shape).astype(np.float32)).astype(dtype)
 
 
-@pytest.mark.parametrize("change, fits", [
-    ({}, True), ({"dtype": ms.bfloat16}, True), ({"dtype": ms.float32}, False), ({"q_shape": (2, 8, 4, 24)}, False),
-    ({"q_shape": (2, 8, 4, 528)}, False), ({"q_shape": (2049, 8, 4, 64)}, False),
-    ({"q_shape": (2, 8, 257, 64)}, False), ({"slopes": True}, False), ({"dropout": 0.1}, False),
-    ({"k_shape": (2, 2**19 + 1, 2, 64)}, False),
-])
+@pytest.mark.parametrize(
+    "change, fits",
+    [
+        ({}, True),
+        ({"dtype": ms.bfloat16}, True),
+        ({"dtype": ms.float32}, False),
+        ({"q_shape": (2, 8, 4, 24)}, False),
+        ({"q_shape": (2, 8, 4, 528)}, False),
+        ({"q_shape": (2049, 8, 4, 64)}, False),
+        ({"q_shape": (2, 8, 257, 64)}, False),
+        ({"slopes": True}, False),
+        ({"dropout": 0.1}, False),
+        ({"k_shape": (2, 2**19 + 1, 2, 64)}, False),
+    ],
+)
 def test_flash_attention_is_taken_where_its_conditions_hold(change, fits):
-    assert ascend.supports_flash(**{"q_shape": (2, 8, 4, 64), "k_shape": (2, 9, 2, 64), "dtype": ms.float16,
-                                    **change}) is fits
+    assert (
+        ascend.supports_flash(**{"q_shape": (2, 8, 4, 64), "k_shape": (2, 9, 2, 64), "dtype": ms.float16, **change})
+        is fits
+    )
 
 
 def test_other_conditions():
@@ -65,12 +76,17 @@ def flash(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("options, mode", [
-    ({}, 3), ({"causal": False}, 0), ({"length": 7}, 3),
-    ({"key_mask": Tensor(np.array([[1] * 9, [0] * 3 + [1] * 6], np.int32))}, 0),
-    ({"key_mask": Tensor(np.array([[1] * 9, [0] * 9], np.int32)), "causal": False}, 0),
-    ({"row_start": Tensor(np.array([[0, 0, 4, 4, 7]] * 2, np.int32))}, 0),
-])
+@pytest.mark.parametrize(
+    "options, mode",
+    [
+        ({}, 3),
+        ({"causal": False}, 0),
+        ({"length": 7}, 3),
+        ({"key_mask": Tensor(np.array([[1] * 9, [0] * 3 + [1] * 6], np.int32))}, 0),
+        ({"key_mask": Tensor(np.array([[1] * 9, [0] * 9], np.int32)), "causal": False}, 0),
+        ({"row_start": Tensor(np.array([[0, 0, 4, 4, 7]] * 2, np.int32))}, 0),
+    ],
+)
 def test_flash_attention_gets_masks_that_mean_the_same(flash, rng, options, mode):
     q, k, v = normal(rng, 2, 5, 4, 16), normal(rng, 2, 9, 2, 16), normal(rng, 2, 9, 2, 16)
     got = ascend.attention(q, k, v, 0.25, **options).astype(ms.float32).asnumpy()
@@ -108,7 +124,7 @@ def test_adamw_counts_steps_from_zero_for_the_fused_operator(monkeypatch, rng):
     monkeypatch.setattr(ascend, "_adamw", lambda *arguments: calls.append(arguments))
     p, g, m, v = ([normal(rng, 3, dtype=ms.float32)] for _ in range(4))
     ascend.adamw(p, g, m, v, 0.1, 0.9, 0.99, 1e-8, [0.2], 5, grad_scale=0.5)
-    (var, mean, square, _, grad, step, lr, beta1, beta2, decay, eps, amsgrad, maximize), = calls
+    ((var, mean, square, _, grad, step, lr, beta1, beta2, decay, eps, amsgrad, maximize),) = calls
     assert var is p[0] and mean is m[0] and square is v[0]
     assert step.asnumpy().tolist() == [4.0]
     assert (lr, beta1, beta2, decay, eps, amsgrad, maximize) == (0.1, 0.9, 0.99, 0.2, 1e-8, False, False)

@@ -7,8 +7,16 @@ import torch
 from mindspore import Tensor, ops
 
 # B, T, S, H, K, C: T = 1; below, at and past tiles of 48 queries and 64 keys; widths that are no multiple of a vector
-SHAPES = [(2, 1, 1, 1, 1, 5), (1, 5, 5, 3, 3, 5), (2, 49, 49, 3, 1, 16), (1, 130, 130, 2, 2, 64),
-          (1, 200, 200, 2, 1, 20), (2, 3, 70, 4, 2, 8), (1, 50, 129, 6, 2, 24), (1, 1, 300, 4, 2, 64)]
+SHAPES = [
+    (2, 1, 1, 1, 1, 5),
+    (1, 5, 5, 3, 3, 5),
+    (2, 49, 49, 3, 1, 16),
+    (1, 130, 130, 2, 2, 64),
+    (1, 200, 200, 2, 1, 20),
+    (2, 3, 70, 4, 2, 8),
+    (1, 50, 129, 6, 2, 24),
+    (1, 1, 300, 4, 2, 64),
+]
 
 
 def normal(rng, *shape):
@@ -136,8 +144,13 @@ def test_dropout_keeps_the_share_and_the_gradient_follows_the_same_mask(table, c
     weights = masked(Tensor(np.zeros(shape, np.float32)), Tensor(np.zeros((2, S, 2, S), np.float32)), Tensor(eye))
     kept = torch.tensor(np.round(weights.asnumpy() * S * (1 - p)) / (1 - p)).double().transpose(1, 2)
     assert abs(float((kept == 0).double().mean()) - p) < (0.05 if T == 70 else 0.2)
-    check(masked, lambda q, k, v: reference(q, k, v, 0.5, causal=False, kept=kept), normal(rng, 2, T, 2, 8),
-          normal(rng, 2, S, 2, 8), normal(rng, 2, S, 2, 8))
+    check(
+        masked,
+        lambda q, k, v: reference(q, k, v, 0.5, causal=False, kept=kept),
+        normal(rng, 2, T, 2, 8),
+        normal(rng, 2, S, 2, 8),
+        normal(rng, 2, S, 2, 8),
+    )
 
 
 def test_both_tables_drop_the_same_weights(cpp, rng, assert_same):
@@ -153,12 +166,16 @@ def test_both_tables_drop_the_same_weights(cpp, rng, assert_same):
     assert kernels.get_rng_state() == {"seed": 11, "calls": 1}
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"length": 0}, r"length 0 is outside \[1, 4\]"), ({"dropout": 1.0}, r"must be in \[0, 1\), got 1.0"),
-    ({"key_mask": Tensor(np.ones((1, 3), np.int32))}, r"expected key_mask \(1, 4\), got \(1, 3\)"),
-    ({"key_mask": Tensor(np.ones((1, 4), np.float32))}, "need Int32, got Float32"),
-    ({"slopes": Tensor(np.ones(2, np.float32))}, r"expected slopes \(1,\), got \(2,\)"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"length": 0}, r"length 0 is outside \[1, 4\]"),
+        ({"dropout": 1.0}, r"must be in \[0, 1\), got 1.0"),
+        ({"key_mask": Tensor(np.ones((1, 3), np.int32))}, r"expected key_mask \(1, 4\), got \(1, 3\)"),
+        ({"key_mask": Tensor(np.ones((1, 4), np.float32))}, "need Int32, got Float32"),
+        ({"slopes": Tensor(np.ones(2, np.float32))}, r"expected slopes \(1,\), got \(2,\)"),
+    ],
+)
 def test_wrong_options_raise(cpp, rng, wrong, message):
     x = Tensor(normal(rng, 1, 4, 1, 8))
     with pytest.raises(ValueError, match=message):

@@ -73,8 +73,9 @@ def test_sources_compile_for_aarch64(source):
         if platform.machine() != "x86_64":
             pytest.skip("the Python headers here are not those of a cross build")
         flags = [*build.binding_flags(), "-O0"]
-    done = subprocess.run([CROSS, *flags, "-fsyntax-only", str(cached.SOURCES / source)], capture_output=True,
-                          text=True, check=False)
+    done = subprocess.run(
+        [CROSS, *flags, "-fsyntax-only", str(cached.SOURCES / source)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -83,7 +84,23 @@ def test_kernels_compute_the_same_on_aarch64(tmp_path):
     check = Path(__file__).with_name("plain_check.cpp")
     sources = [str(path) for path in cached.SOURCES.glob("*.cpp") if path.name != "bindings.cpp"]
     program = tmp_path / "check"
-    subprocess.run([CROSS, "-std=c++17", "-O2", "-fopenmp-simd", "-ffp-contract=fast", "-static", "-pthread",
-                    "-I", str(cached.SOURCES), str(check), *sources, "-o", str(program)], check=True)
+    subprocess.run(
+        [
+            CROSS,
+            "-std=c++17",
+            "-O2",
+            "-fopenmp-simd",
+            "-ffp-contract=fast",
+            "-static",
+            "-pthread",
+            "-I",
+            str(cached.SOURCES),
+            str(check),
+            *sources,
+            "-o",
+            str(program),
+        ],
+        check=True,
+    )
     done = subprocess.run([QEMU, str(program)], capture_output=True, text=True, check=False, timeout=50)
     assert done.returncode == 0 and done.stdout.endswith("all right\n"), done.stdout + done.stderr

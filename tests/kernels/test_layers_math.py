@@ -59,8 +59,13 @@ def test_layer_norm(table, check, rng, shape):
     def function(x, weight, bias):
         return table.layer_norm(x, weight, bias, 1e-5)
 
-    check(function, lambda x, w, b: F.layer_norm(x, (D,), w, b, 1e-5), 1 + normal(rng, *shape), normal(rng, D),
-          normal(rng, D))
+    check(
+        function,
+        lambda x, w, b: F.layer_norm(x, (D,), w, b, 1e-5),
+        1 + normal(rng, *shape),
+        normal(rng, D),
+        normal(rng, D),
+    )
 
 
 def test_layer_norm_of_equal_numbers_is_the_bias(table):
@@ -128,9 +133,12 @@ def test_nan_stays_nan(table, rng):
     ones = Tensor(np.ones(8, np.float32))
     labels = Tensor(np.array([0, 1, 2, 3], np.int32))
     rows = {
-        "gelu": table.gelu(Tensor(x)), "gelu tanh": table.gelu(Tensor(x), "tanh"),
-        "swiglu": table.swiglu(Tensor(x), Tensor(x)), "layer_norm": table.layer_norm(Tensor(x), ones, ones, 1e-5),
-        "rms_norm": table.rms_norm(Tensor(x), ones, 1e-5), "cross_entropy": table.cross_entropy(Tensor(x), labels),
+        "gelu": table.gelu(Tensor(x)),
+        "gelu tanh": table.gelu(Tensor(x), "tanh"),
+        "swiglu": table.swiglu(Tensor(x), Tensor(x)),
+        "layer_norm": table.layer_norm(Tensor(x), ones, ones, 1e-5),
+        "rms_norm": table.rms_norm(Tensor(x), ones, 1e-5),
+        "cross_entropy": table.cross_entropy(Tensor(x), labels),
         "attention": table.attention(*[Tensor(x.reshape(4, 1, 1, 8))] * 3, scale=1.0),
     }
     for name, got in rows.items():

@@ -32,8 +32,13 @@ def everything(cpp):
         return cpp.cross_entropy(cpp.embedding(ids, table), ids)
 
     results = []
-    for function, inputs in [(attend, qkv), (normalize, [x, weight, bias]), (feed, [x, up, square, bias]),
-                             (loss, [table])]:
+    for function, inputs in [
+        (attend, qkv),
+        (normalize, [x, weight, bias]),
+        (feed, [x, up, square, bias]),
+        (loss, [table]),
+    ]:
+
         def total(*inputs, function=function):
             y = function(*inputs)
             return ops.reduce_sum(y * y), y

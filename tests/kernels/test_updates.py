@@ -18,8 +18,9 @@ def test_adamw_equals_torch(table, rng, assert_same):
     means = [ops.zeros_like(p) for p in params]
     squares = [ops.zeros_like(p) for p in params]
     wants = [torch.tensor(x.astype(np.float64), requires_grad=True) for x in start]
-    optimizer = torch.optim.AdamW([{"params": [w], "weight_decay": d} for w, d in zip(wants, decay)], lr=0.02,
-                                  betas=(0.8, 0.95), eps=1e-6)
+    optimizer = torch.optim.AdamW(
+        [{"params": [w], "weight_decay": d} for w, d in zip(wants, decay)], lr=0.02, betas=(0.8, 0.95), eps=1e-6
+    )
     for step in range(1, 6):
         grads = [normal(rng, *shape) for shape in shapes]
         for want, grad in zip(wants, grads):
@@ -72,14 +73,17 @@ def test_ids_and_labels_outside_the_vocabulary_raise(cpp, rng):
         cpp.cross_entropy(weight, Tensor(np.array([-1, 4, 0, 0], np.int32))).asnumpy()
 
 
-@pytest.mark.parametrize("name, arguments, message", [
-    ("linear", [(2, 3), (4, 5)], r"expected x \(..., I\) and weight \(O, I\), got \(2, 3\), \(4, 5\)"),
-    ("linear", [(2, 3), (4, 3), (3,)], r"expected bias \(O,\)"),
-    ("swiglu", [(2, 3), (2, 4)], "two equal shapes"),
-    ("layer_norm", [(2, 3), (4,), (4,), 1e-5], r"weight \(D,\)"),
-    ("rms_norm", [(2, 3), (2,), 1e-5], r"weight \(D,\)"),
-    ("rotary", [(1, 4, 2, 6), (1, 4, 2), (1, 4, 2)], "C/2"),
-])
+@pytest.mark.parametrize(
+    "name, arguments, message",
+    [
+        ("linear", [(2, 3), (4, 5)], r"expected x \(..., I\) and weight \(O, I\), got \(2, 3\), \(4, 5\)"),
+        ("linear", [(2, 3), (4, 3), (3,)], r"expected bias \(O,\)"),
+        ("swiglu", [(2, 3), (2, 4)], "two equal shapes"),
+        ("layer_norm", [(2, 3), (4,), (4,), 1e-5], r"weight \(D,\)"),
+        ("rms_norm", [(2, 3), (2,), 1e-5], r"weight \(D,\)"),
+        ("rotary", [(1, 4, 2, 6), (1, 4, 2), (1, 4, 2)], "C/2"),
+    ],
+)
 def test_wrong_shapes_raise_before_anything_runs(cpp, name, arguments, message):
     tensors = [ops.zeros(a) if isinstance(a, tuple) else a for a in arguments]
     with pytest.raises(ValueError, match=f"{name}: .*{message}"):

@@ -38,6 +38,24 @@ int64_t rows(const Tensor& t) { return last(t) == 0 ? 0 : count(t) / last(t); }
 Tensor make(const ShapeVector& shape) { return Tensor(mindspore::kNumberTypeFloat32, shape); }
 Tensor like(const Tensor& t) { return make(t.shape()); }
 
+// A view's numbers lie apart: this copies them together. Other arguments pass through.
+template <typename T>
+const T& dense(const T& value) {
+  return value;
+}
+Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : t.contiguous(); }
+Optional dense(const Optional& t) { return t ? Optional(dense(*t)) : t; }
+Tensors dense(const Tensors& tensors) {
+  Tensors all;
+  for (const Tensor& t : tensors) all.push_back(dense(t));
+  return all;
+}
+
+// What is changed in place cannot be copied first.
+void require_dense(const Tensor& t, const char* what) {
+  if (!t.is_contiguous()) throw std::invalid_argument(std::string(what) + " must be contiguous: it is changed in place");
+}
+
 ShapeVector without_last(const Tensor& t) { return {t.shape().begin(), t.shape().end() - 1}; }
 
 void check_index(int64_t bad_row, const Tensor& ids, int64_t limit, const char* what) {
@@ -116,7 +134,9 @@ Tensors rms_norm_grad(const Tensor& x, const Tensor& weight, const Tensor& scale
   return {dx, dweight};
 }
 
-void add_bias(const Tensor& y, const Tensor& bias) {
+void add_bias(const Tensor& y, const Tensor& given_bias) {
+  require_dense(y, "add_bias: y");
+  const Tensor bias = dense(given_bias);
   launch("add_bias", {y, bias}, {}, [=] { msllm::add_bias(floats(y), floats(bias), rows(y), last(y)); });
 }
 
@@ -157,8 +177,8 @@ msllm::Rows rows_of(const Tensor& t) {
   return {floats(t), stride[0], stride[1], stride[2]};
 }
 
-Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, bool backward) {
-  const Tensor in = with_contiguous_rows(x);
+Tensor rotary(const Tensor& x, const Tensor& given_cos, const Tensor& given_sin, bool backward) {
+  const Tensor in = with_contiguous_rows(x), cos = dense(given_cos), sin = dense(given_sin);
   Tensor y = like(x);
   launch("rotary", {in, cos, sin}, {y}, [=] {
     const auto& shape = in.shape();
@@ -170,7 +190,9 @@ Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, bool backwa
   return y;
 }
 
-void cache_write(const Tensor& cache, const Tensor& fresh, int64_t start) {
+void cache_write(const Tensor& cache, const Tensor& given, int64_t start) {
+  require_dense(cache, "cache_write: cache");
+  const Tensor fresh = dense(given);
   launch("cache_write", {cache, fresh}, {}, [=] {
     const auto &to = cache.shape(), &from = fresh.shape();
     msllm::cache_write(floats(cache), floats(fresh), from[0], to[1], from[1], from[2] * from[3], start);
@@ -198,9 +220,13 @@ Tensor cross_entropy_grad(const Tensor& logits, const Tensor& labels, const Tens
   return dlogits;
 }
 
-void adamw(const Tensors& params, const Tensors& grads, const Tensors& exp_avg, const Tensors& exp_avg_sq,
+void adamw(const Tensors& params, const Tensors& given_grads, const Tensors& exp_avg, const Tensors& exp_avg_sq,
            const std::vector<double>& weight_decay, double lr, double beta1, double beta2, double eps, int64_t step,
            double grad_scale) {
+  const Tensors grads = dense(given_grads);
+  for (const Tensors* list : {&params, &exp_avg, &exp_avg_sq}) {
+    for (const Tensor& t : *list) require_dense(t, "adamw: a parameter or moment");
+  }
   Tensors inputs;
   for (const Tensors* list : {&params, &grads, &exp_avg, &exp_avg_sq}) {
     inputs.insert(inputs.end(), list->begin(), list->end());
@@ -240,9 +266,9 @@ class AttentionInputs {
       : q_(with_contiguous_rows(q)),
         k_(with_contiguous_rows(k)),
         v_(with_contiguous_rows(v)),
-        key_mask_(key_mask),
-        row_start_(row_start),
-        slopes_(slopes),
+        key_mask_(dense(key_mask)),
+        row_start_(dense(row_start)),
+        slopes_(dense(slopes)),
         options_(options) {}
 
   Tensors tensors(const Tensors& more) const {
@@ -288,8 +314,9 @@ Tensors attention(const Tensor& q, const Tensor& k, const Tensor& v, const Optio
 
 Tensors attention_grad(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& key_mask,
                        const Optional& row_start, const Optional& slopes, const AttentionOptions& options,
-                       const Tensor& out, const Tensor& logsumexp, const Tensor& dout) {
+                       const Tensor& out, const Tensor& logsumexp, const Tensor& given_dout) {
   const AttentionInputs inputs(q, k, v, key_mask, row_start, slopes, options);
+  const Tensor dout = dense(given_dout);
   Tensor dq = like(q), dk = like(k), dv = like(v);
   launch("attention_grad", inputs.tensors({out, logsumexp, dout}), {dq, dk, dv}, [=] {
     msllm::attention_grad(inputs.shape(), inputs.q(), inputs.k(), inputs.v(), floats(out), floats(logsumexp),
@@ -298,10 +325,19 @@ Tensors attention_grad(const Tensor& q, const Tensor& k, const Tensor& v, const 
   return {dq, dk, dv};
 }
 
-// Binds a function that returns kOutputs tensors, or works in place when kOutputs is 0.
+// Binds a function that returns kOutputs tensors, or works in place when kOutputs is 0, and takes views as they are.
+template <int kOutputs, typename Result, typename... Args>
+void bind_strided(py::module_& m, const char* name, Result (*function)(Args...)) {
+  m.def(name, [function](const std::decay_t<Args>&... args) { return Runner::Call<kOutputs>(function, args...); });
+}
+
+// The same for a function that reads its tensors from end to end: views are copied first.
 template <int kOutputs, typename Result, typename... Args>
 void bind(py::module_& m, const char* name, Result (*function)(Args...)) {
-  m.def(name, [function](const std::decay_t<Args>&... args) { return Runner::Call<kOutputs>(function, args...); });
+  m.def(name, [function](const std::decay_t<Args>&... args) {
+    const auto call = [function](const std::decay_t<Args>&... given) { return function(dense(given)...); };
+    return Runner::Call<kOutputs>(call, args...);
+  });
 }
 
 }  // namespace
@@ -322,16 +358,16 @@ PYBIND11_MODULE(MS_EXTENSION_NAME, m) {
   bind<3>(m, "layer_norm_grad", layer_norm_grad);
   bind<2>(m, "rms_norm", rms_norm);
   bind<2>(m, "rms_norm_grad", rms_norm_grad);
-  bind<0>(m, "add_bias", add_bias);
+  bind_strided<0>(m, "add_bias", add_bias);
   bind<1>(m, "column_sum", column_sum);
   bind<1>(m, "embedding", embedding);
   bind<1>(m, "embedding_grad", embedding_grad);
-  bind<1>(m, "rotary", rotary);
-  bind<0>(m, "cache_write", cache_write);
+  bind_strided<1>(m, "rotary", rotary);
+  bind_strided<0>(m, "cache_write", cache_write);
   bind<2>(m, "cross_entropy", cross_entropy);
   bind<1>(m, "cross_entropy_grad", cross_entropy_grad);
-  bind<0>(m, "adamw", adamw);
+  bind_strided<0>(m, "adamw", adamw);
   bind<1>(m, "sum_squares", sum_squares);
-  bind<2>(m, "attention", attention);
-  bind<3>(m, "attention_grad", attention_grad);
+  bind_strided<2>(m, "attention", attention);
+  bind_strided<3>(m, "attention_grad", attention_grad);
 }
