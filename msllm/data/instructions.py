@@ -1,8 +1,9 @@
 """A small bilingual instruction set built by code, whose answers a rule can check.
 
 Twelve tasks, each asked in English and in Chinese. No set of operands of the held-out part occurs in the
-training part, in any language, wording or (where order does not matter) order, so a correct held-out answer
-was worked out rather than remembered.
+training part, in any language, wording or (where order does not matter) order, so a held-out answer cannot
+have been remembered with its question. Weekdays are the narrowest task: the date differs, but a model that
+has learnt to pass over it meets only 21 pairs of a day and a distance.
 """
 
 import math
@@ -80,8 +81,9 @@ NOUNS = {
     "clock": "钟",
     "pot": "锅",
 }
-ANIMALS = tuple(NOUNS)[:8]
-ANIMALS_ZH = tuple(NOUNS[word] for word in ANIMALS)
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+WEEKDAYS_ZH = tuple(f"星期{day}" for day in "一二三四五六日")
+MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 PHRASES = {f"{a} {n}": ADJECTIVES[a] + NOUNS[n] for a in ADJECTIVES for n in NOUNS}
 PHRASES_BACK = {zh: en for en, zh in PHRASES.items()}
 
@@ -155,12 +157,6 @@ def _draw_pair(draw):
     return tuple(str(number) for number in draw.some(range(10, 100), 2))
 
 
-def _draw_animals(draw):
-    count = draw.number(0, 4)
-    words = draw.some(ANIMALS, count) + draw.some(tuple(NOUNS)[len(ANIMALS) :], 4 - count)
-    return draw.some(words, len(words))
-
-
 def _draw_sortable(draw):
     """Words whose first letters differ: the order is decided there."""
     while True:
@@ -184,6 +180,19 @@ def _solve_opposites(text, language):
     return comma.join(other[word] for word in text.split(comma))
 
 
+def _show_weekday(operands, language):
+    day, month, date, later = operands
+    if language == "zh":
+        return f"{month}月{date}日是{WEEKDAYS_ZH[WEEKDAYS.index(day)]}，{later}天后"
+    return f"{day}, {MONTHS[int(month) - 1]} {date}, {later} day{'s' if later != '1' else ''} later"
+
+
+def _solve_weekday(text, language):
+    names = WEEKDAYS_ZH if language == "zh" else WEEKDAYS
+    today = next(i for i, name in enumerate(names) if name in text)
+    return names[(today + _numbers(text)[-1]) % len(names)]
+
+
 def _show_time(operands, language):
     hour, minute, half = operands
     return f"{'上午' if half == 'am' else '下午'}{hour}:{minute}" if language == "zh" else f"{hour}:{minute} {half}"
@@ -197,7 +206,7 @@ def _solve_time(text, _):
 TASKS = (
     Task(
         "add",
-        900,
+        1500,
         lambda d: (str(d.number(10, 99)), str(d.number(10, 99))),
         lambda o, _: " + ".join(o),
         lambda text, _: str(sum(_numbers(text))),
@@ -207,7 +216,7 @@ TASKS = (
     ),
     Task(
         "subtract",
-        900,
+        1500,
         _draw_difference,
         lambda o, _: " - ".join(o),
         lambda text, _: str(_numbers(text)[0] - _numbers(text)[1]),
@@ -216,7 +225,7 @@ TASKS = (
     ),
     Task(
         "larger",
-        500,
+        1500,
         _draw_pair,
         _comma,
         lambda text, _: str(max(_numbers(text))),
@@ -225,14 +234,13 @@ TASKS = (
         unordered=True,
     ),
     Task(
-        "smallest",
-        700,
-        lambda d: tuple(str(n) for n in d.some(range(10, 100), 3)),
-        _comma,
-        lambda text, _: str(min(_numbers(text))),
-        ("Find the smallest number.", "Which number is the smallest?"),
-        ("找出最小的数。", "哪个数最小？"),
-        unordered=True,
+        "weekday",
+        600,
+        lambda d: (d.one(WEEKDAYS), str(d.number(1, 12)), str(d.number(1, 28)), str(d.number(1, 3))),
+        _show_weekday,
+        _solve_weekday,
+        ("Which weekday is it then?", "What day of the week will it be?"),
+        ("那天是星期几？", "到时候是星期几？"),
     ),
     Task(
         "even",
@@ -254,7 +262,7 @@ TASKS = (
     ),
     Task(
         "clock",
-        350,
+        500,
         lambda d: (f"{d.number(1, 12):02d}", f"{d.number(0, 59):02d}", d.one(("am", "pm"))),
         _show_time,
         _solve_time,
@@ -272,7 +280,7 @@ TASKS = (
     ),
     Task(
         "sort",
-        450,
+        800,
         _draw_sortable,
         lambda o, _: " ".join(o),
         lambda text, _: " ".join(sorted(text.split())),
@@ -281,14 +289,13 @@ TASKS = (
         unordered=True,
     ),
     Task(
-        "count",
-        350,
-        _draw_animals,
-        _nouns,
-        lambda text, _: str(sum(word in ANIMALS or word in ANIMALS_ZH for word in text.split())),
-        ("Count the animals.", "How many animals are there?"),
-        ("数一数动物。", "这里有几种动物？"),
-        unordered=True,
+        "letters",
+        900,
+        lambda d: (d.one("abc"), *(d.one("abc") for _ in range(d.number(4, 6)))),
+        lambda o, _: f"{o[0]}: {' '.join(o[1:])}",
+        lambda text, _: str(text.split(": ")[1].count(text[0])),
+        ("How often does the letter occur?", "Count the letter."),
+        ("这个字母出现几次？", "数一数这个字母。"),
     ),
     Task(
         "opposite",

@@ -4,6 +4,8 @@ Every function is deterministic: its bits do not depend on the number of threads
 this process may use). Shapes as in ``stock``, whose docstrings hold here too.
 """
 
+from pathlib import Path
+
 import mindspore as ms
 from mindspore import ops
 from mindspore.common._grad_function import _Function
@@ -15,9 +17,16 @@ try:
 except cached.NotBuilt as e:
     raise ImportError(str(e)) from e
 
-_matmul_nt = ops.MatMul(transpose_b=True)
-_matmul_nn = ops.MatMul()
-_matmul_tn = ops.MatMul(transpose_a=True)
+# MindSpore's MatMul keeps threads of its own busy, which then fight for the cores with those of the other kernels;
+# the library behind it takes ours. Where the wheel does not bring that library, MatMul it is.
+_GEMM = _cpp.load_gemm(str(Path(ms.__file__).parent / "lib" / "libdnnl.so.3"))
+_MATMUL = {(a, b): ops.MatMul(transpose_a=a, transpose_b=b) for a in (False, True) for b in (False, True)}
+
+
+def _matmul(a, b, transpose_a=False, transpose_b=False):
+    if _GEMM:
+        return _cpp.matmul(a, b, transpose_a, transpose_b)
+    return _MATMUL[transpose_a, transpose_b](a, b)
 
 
 def _check(condition, name, message, *tensors):
@@ -37,7 +46,9 @@ class _Linear(_Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        y = _matmul_nt(x, weight)
+        if _GEMM:
+            return _cpp.linear(x, weight, bias)
+        y = _matmul(x, weight, transpose_b=True)
         if bias is not None:
             _cpp.add_bias(y, bias)
         return y
@@ -47,8 +58,8 @@ class _Linear(_Function):
         x, weight = ctx.saved_tensors
         need = ctx.needs_input_grad
         return (
-            _matmul_nn(dy, weight) if need[0] else None,
-            _matmul_tn(dy, x) if need[1] else None,
+            _matmul(dy, weight) if need[0] else None,
+            _matmul(dy, x, transpose_a=True) if need[1] else None,
             _cpp.column_sum(dy) if need[2] else None,
         )
 

@@ -13,7 +13,9 @@ _SPECIALS = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eo
 _BYTES = 256
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int | None = None, kind: str = "bpe") -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int | None = None, kind: str = "bpe", pattern: str | None = None
+) -> Tokenizer:
     """Trains a tokenizer; its save_pretrained folder loads in transformers.
 
     Args:
@@ -23,6 +25,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int | None = None, kind: s
             most frequent ones.
         kind: "bpe" (byte-level BPE as GPT-2's, Radford et al. 2019, section 2.2: no text is unknown) or "char"
             (an id a character; others become <unk>).
+        pattern: for "bpe", a regular expression whose matches are merged within, never across; default GPT-2's.
 
     Raises:
         UserError: unknown ``kind``, or ``vocab_size`` absent or below the least possible.
@@ -32,15 +35,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int | None = None, kind: s
     least = len(_SPECIALS) + (_BYTES if kind == "bpe" else 1)
     if (vocab_size is None and kind == "bpe") or (vocab_size is not None and vocab_size < least):
         raise UserError(f"vocab_size {vocab_size} does not do for kind {kind!r}; give a number of at least {least}")
-    backend = _bpe(texts, vocab_size) if kind == "bpe" else _char(texts, vocab_size)
+    backend = _bpe(texts, vocab_size, pattern) if kind == "bpe" else _char(texts, vocab_size)
     return Tokenizer(
         backend, {**_SPECIALS, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     )
 
 
-def _bpe(texts: Iterable[str], vocab_size: int | None) -> tokenizers.Tokenizer:
+def _bpe(texts: Iterable[str], vocab_size: int | None, pattern: str | None) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if pattern is not None:
+        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, plain])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

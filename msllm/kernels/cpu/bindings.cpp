@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "matmul.hpp"
 #include "ms_extension/all.h"
 #include "parallel.hpp"
 
@@ -132,6 +133,32 @@ Tensors rms_norm_grad(const Tensor& x, const Tensor& weight, const Tensor& scale
                          last(x));
   });
   return {dx, dweight};
+}
+
+// a b for matrices, either of them transposed.
+Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose_b) {
+  const int64_t M = a.shape()[transpose_a ? 1 : 0], K = a.shape()[transpose_a ? 0 : 1];
+  Tensor c = make({M, b.shape()[transpose_b ? 0 : 1]});
+  launch("matmul", {a, b}, {c}, [=] {
+    msllm::matmul(floats(a), floats(b), floats(c), M, last(c), K, transpose_a, transpose_b);
+  });
+  return c;
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const Optional& bias) {
+  const int64_t n = rows(x), I = last(x), O = weight.shape()[0];
+  ShapeVector shape = without_last(x);
+  shape.push_back(O);
+  Tensor y = make(shape);
+  Tensors inputs = {x, weight};
+  if (bias) inputs.push_back(*bias);
+  launch("linear", inputs, {y}, [=] {
+    const float* b = bias ? floats(*bias) : nullptr;
+    if (n <= msllm::kFewRows) return msllm::linear_few(floats(x), floats(weight), b, floats(y), n, I, O);
+    msllm::matmul(floats(x), floats(weight), floats(y), n, O, I, false, true);
+    if (b) msllm::add_bias(floats(y), b, n, O);
+  });
+  return y;
 }
 
 void add_bias(const Tensor& y, const Tensor& given_bias) {
@@ -349,6 +376,9 @@ PYBIND11_MODULE(MS_EXTENSION_NAME, m) {
       .def(py::init([](double scale, double dropout, bool causal, int64_t length, uint32_t seed, uint32_t call) {
         return AttentionOptions{scale, dropout, causal, length, seed, call};
       }));
+  m.def("load_gemm", [](const std::string& library) { return msllm::load_gemm(library.c_str()); });
+  bind<1>(m, "matmul", matmul);
+  bind<1>(m, "linear", linear);
   bind<1>(m, "gelu", gelu);
   bind<1>(m, "gelu_grad", gelu_grad);
   bind<1>(m, "swiglu", swiglu);

@@ -36,6 +36,14 @@ bool spin_until(Condition&& condition) {
   return false;
 }
 
+thread_local bool inside = false;
+
+struct InsideChunk {
+  const bool before = inside;
+  InsideChunk() { inside = true; }
+  ~InsideChunk() { inside = before; }
+};
+
 class Pool {
  public:
   void run(int64_t chunks, void (*body)(void*, int64_t), void* context, int threads) {
@@ -69,6 +77,7 @@ class Pool {
     for (;;) {
       const int64_t chunk = next_.fetch_add(1, std::memory_order_relaxed);
       if (chunk >= chunks_) return;
+      const InsideChunk mark;
       body_(context_, chunk);
     }
   }
@@ -133,11 +142,14 @@ std::atomic<int>& threads() {
 
 int thread_count() { return threads().load(std::memory_order_relaxed); }
 
+bool inside_chunk() { return inside; }
+
 void set_thread_count(int count) { threads().store(count > 0 ? count : default_thread_count()); }
 
 void run_chunks(int64_t chunks, void (*body)(void* context, int64_t chunk), void* context) {
   const int count = thread_count();
   if (chunks <= 1 || count == 1 || pool_in_use.test_and_set(std::memory_order_acquire)) {
+    const InsideChunk mark;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) body(context, chunk);
     return;
   }

@@ -15,6 +15,9 @@ void set_thread_count(int count);
 // inside a chunk, or while another thread uses the pool, runs on the calling thread alone.
 void run_chunks(int64_t chunks, void (*body)(void* context, int64_t chunk), void* context);
 
+// Whether the calling thread is at work on a chunk.
+bool inside_chunk();
+
 template <typename Body>
 void parallel_chunks(int64_t chunks, Body&& body) {
   run_chunks(chunks,
