@@ -29,7 +29,7 @@ MODEL = {
 }
 SCHEDULE = TrainingArguments(
     learning_rate=4e-3,
-    max_steps=5000,
+    max_steps=6000,
     per_device_train_batch_size=64,
     lr_scheduler_type="cosine",
     warmup_steps=100,
@@ -64,10 +64,11 @@ def demo(
     train, held_out = generate(seed)
     if quick:
         train, held_out = train[:640], held_out[:60]
-    texts = [f"{r['instruction']}\n{r['input']}\n{r['output']}" for r in train]
-    tokenizer = train_tokenizer(texts, VOCAB_SIZE, pattern=PATTERN)
+    tokenizer = train_tokenizer([f"{question(r)}\n{r['output']}" for r in train], VOCAB_SIZE, pattern=PATTERN)
     tokenizer.chat_template = CHAT_TEMPLATE
-    examples, report = encode_records([parse_record(r) for r in train], tokenizer, MODEL["max_position_embeddings"])
+    conversations = [{"messages": [user(r), {"role": "assistant", "content": r["output"]}]} for r in train]
+    records = [parse_record(c) for c in conversations]
+    examples, report = encode_records(records, tokenizer, MODEL["max_position_embeddings"])
     ms.set_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig.from_dict(
@@ -111,7 +112,7 @@ def answer_all(model, tokenizer, records: list[dict], batch_size: int = 100) -> 
     answers: list[str] = []
     for start in range(0, len(records), batch_size):
         prompts = [
-            tokenizer.apply_chat_template([{"role": "user", "content": question(r)}], add_generation_prompt=True)
+            tokenizer.apply_chat_template([user(r)], add_generation_prompt=True)
             for r in records[start : start + batch_size]
         ]
         answers += [text for text, _ in generate_text(model, tokenizer, prompts, config, add_special_tokens=False)]
@@ -119,10 +120,13 @@ def answer_all(model, tokenizer, records: list[dict], batch_size: int = 100) -> 
 
 
 def question(record: dict) -> str:
-    """The user's message for an Alpaca record, as msllm.data lays it out."""
-    from msllm.data import parse_record
+    """An instruction and its input as one line, as one types it in a chat."""
+    return f"{record['instruction']} {record['input']}"
 
-    return parse_record(record).messages[0]["content"]
+
+def user(record: dict) -> dict:
+    """The user's message for a record."""
+    return {"role": "user", "content": question(record)}
 
 
 def score(records: list[dict], answers: list[str]) -> dict:
@@ -156,9 +160,10 @@ def show(records: list[dict], answers: list[str], results: dict, seconds: float,
         mark = "[green]right[/green]" if check(record, text) else f"[red]wrong[/red], {escape(record['output'])}"
         console.print(f"\n[bold]{escape(question(record))}[/bold]\n  {escape(text)}  ({mark})")
     console.print(f"\nwritten to {output}: a Hugging Face folder, log.jsonl, loss.png, results.json\n\ntry next:")
+    prefix = ".venv/bin/" if Path(".venv/bin/msllm").exists() else ""
     for line in (
-        f"msllm chat --model {output}",
-        f"msllm generate --model {output} --chat --prompt '...'",
+        f"msllm chat --model {output}    (and ask: What is the sum? 47 + 38)",
+        f"msllm generate --model {output} --chat --prompt '按字母顺序排列。 tree cat pen'",
         "msllm finetune --help",
     ):
-        console.print(f"  .venv/bin/{line}", soft_wrap=True)
+        console.print(f"  {prefix}{line}", soft_wrap=True)

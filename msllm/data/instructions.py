@@ -206,7 +206,7 @@ def _solve_time(text, _):
 TASKS = (
     Task(
         "add",
-        1500,
+        2000,
         lambda d: (str(d.number(10, 99)), str(d.number(10, 99))),
         lambda o, _: " + ".join(o),
         lambda text, _: str(sum(_numbers(text))),
@@ -216,7 +216,7 @@ TASKS = (
     ),
     Task(
         "subtract",
-        1500,
+        2000,
         _draw_difference,
         lambda o, _: " - ".join(o),
         lambda text, _: str(_numbers(text)[0] - _numbers(text)[1]),
@@ -225,7 +225,7 @@ TASKS = (
     ),
     Task(
         "larger",
-        1500,
+        1200,
         _draw_pair,
         _comma,
         lambda text, _: str(max(_numbers(text))),

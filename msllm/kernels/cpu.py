@@ -4,6 +4,7 @@ Every function is deterministic: its bits do not depend on the number of threads
 this process may use). Shapes as in ``stock``, whose docstrings hold here too.
 """
 
+import contextlib
 from pathlib import Path
 
 import mindspore as ms
@@ -20,6 +21,10 @@ except cached.NotBuilt as e:
 # MindSpore's MatMul keeps threads of its own busy, which then fight for the cores with those of the other kernels;
 # the library behind it takes ours. Where the wheel does not bring that library, MatMul it is.
 _GEMM = _cpp.load_gemm(str(Path(ms.__file__).parent / "lib" / "libdnnl.so.3"))
+if _GEMM:
+    with contextlib.suppress(RuntimeError):  # the user has chosen a number already
+        # MindSpore's few remaining operators are small, and its idle threads spin on the cores that ours need.
+        ms.device_context.cpu.op_tuning.threads_num(1)
 _MATMUL = {(a, b): ops.MatMul(transpose_a=a, transpose_b=b) for a in (False, True) for b in (False, True)}
 
 

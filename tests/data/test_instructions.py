@@ -35,7 +35,7 @@ def operands(record):
 
 def test_the_parts_hold_thousands_and_fifty_of_each_task(parts):
     train, test = parts
-    assert 4000 <= len(train) <= 10000
+    assert 4000 <= len(train) <= 10_000
     assert Counter(r["task"] for r in test) == {task.name: 50 for task in TASKS}
     assert Counter(r["task"] for r in train) == {task.name: task.train for task in TASKS}
 

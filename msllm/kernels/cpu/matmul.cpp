@@ -30,30 +30,22 @@ using Sgemm = int (*)(char, char, int64_t, int64_t, int64_t, float, const float*
                       float*, int64_t, void*);
 Sgemm sgemm = nullptr;
 
+// Four running sums hide the latency of the additions; b streams in from memory once, in order.
 float dot(const float* a, const float* b, int64_t n) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
+  Vec sum[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sum[j] += load(a + i + j * kLanes) * load(b + i + j * kLanes);
+  }
+  for (; i + kLanes <= n; i += kLanes) sum[0] += load(a + i) * load(b + i);
+  float total = sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  for (; i < n; ++i) total += a[i] * b[i];
+  return total;
 }
 
-// Four outputs at a time: four rows of w stream in while x is read once.
-void four_dots(const float* x, const float* w, int64_t stride, int64_t n, float* y) {
-  float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-  const float *w1 = w + stride, *w2 = w1 + stride, *w3 = w2 + stride;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-  for (int64_t i = 0; i < n; ++i) {
-    const float v = x[i];
-    s0 += v * w[i];
-    s1 += v * w1[i];
-    s2 += v * w2[i];
-    s3 += v * w3[i];
-  }
-  y[0] = s0;
-  y[1] = s1;
-  y[2] = s2;
-  y[3] = s3;
-}
+// Numbers of the weight in a chunk: long enough that the processor's prefetching settles in.
+constexpr int64_t kStream = 65536;
 
 }  // namespace
 
@@ -78,18 +70,10 @@ void matmul(const float* a, const float* b, float* c, int64_t M, int64_t N, int6
 }
 
 void linear_few(const float* x, const float* w, const float* bias, float* y, int64_t rows, int64_t I, int64_t O) {
-  const int64_t size = (rows_per_chunk(I) + 3) / 4 * 4;  // a multiple of four keeps the blocks together
-  parallel_ranges(O, size, [=](int64_t begin, int64_t end) {
-    int64_t o = begin;
-    for (; o + 4 <= end; o += 4) {
-      for (int64_t row = 0; row < rows; ++row) four_dots(x + row * I, w + o * I, I, I, y + row * O + o);
-    }
-    for (; o < end; ++o) {
-      for (int64_t row = 0; row < rows; ++row) y[row * O + o] = dot(x + row * I, w + o * I, I);
-    }
-    if (bias == nullptr) return;
-    for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t i = begin; i < end; ++i) y[row * O + i] += bias[i];
+  parallel_ranges(O, I < kStream ? kStream / (I > 0 ? I : 1) : 1, [=](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      const float start = bias == nullptr ? 0.0f : bias[o];
+      for (int64_t row = 0; row < rows; ++row) y[row * O + o] = start + dot(x + row * I, w + o * I, I);
     }
   });
 }

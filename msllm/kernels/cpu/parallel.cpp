@@ -14,7 +14,7 @@ namespace msllm {
 namespace {
 
 // Kernels follow each other within microseconds during a step, so a worker spins this long before it sleeps.
-constexpr std::chrono::microseconds kSpin(20);
+constexpr std::chrono::microseconds kSpin(500);
 
 inline void relax() {
 #if defined(__x86_64__)
