@@ -83,7 +83,7 @@ NOUNS = {
 }
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 WEEKDAYS_ZH = tuple(f"星期{day}" for day in "一二三四五六日")
-MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 PHRASES = {f"{a} {n}": ADJECTIVES[a] + NOUNS[n] for a in ADJECTIVES for n in NOUNS}
 PHRASES_BACK = {zh: en for en, zh in PHRASES.items()}
 
