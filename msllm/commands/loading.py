@@ -41,7 +41,7 @@ def open_checkpoint(folder: str):
 
 def require_causal(model, folder: str) -> None:
     """Raises UserError where the model does not predict the next token."""
-    from msllm.models.pretrained import CausalLM
+    from msllm.models.causal_lm import CausalLM
 
     if not isinstance(model, CausalLM):
         raise UserError(

@@ -6,9 +6,9 @@ from typing import ClassVar
 from mindspore import nn, ops
 
 from msllm import kernels
-from msllm.layers import Dropout, Embedding, KVCache, LayerNorm, Linear, alibi_slopes, attend
+from msllm.layers import Dropout, Embedding, LayerNorm, Linear, alibi_slopes, attend
+from msllm.models.causal_lm import CausalLM
 from msllm.models.config import ModelConfig
-from msllm.models.pretrained import CausalLM
 
 DEFAULT_ARCHITECTURE = "BloomForCausalLM"
 
@@ -125,29 +125,16 @@ class BloomModel(nn.Cell):
 
 
 class BloomForCausalLM(CausalLM):
-    """BLOOM with a head that predicts the next token, tied to the token embeddings unless the config says not."""
+    """BLOOM with a head that predicts the next token."""
 
     config_class = BloomConfig
     base_model_prefix = "transformer"
+    embedding_name = "word_embeddings"
 
     def __init__(self, config: BloomConfig):
-        super().__init__(config)
-        self.transformer = BloomModel(config)
-        self.tied = config.tie_word_embeddings
-        if not self.tied:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, False, config.initializer_range)
+        super().__init__(config, BloomModel(config))
 
-    def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
-        return self.head(self.transformer(input_ids, attention_mask, position_ids, row_start, cache))
-
-    def head(self, x_BTD):
-        if self.tied:
-            return kernels.linear(x_BTD, self.transformer.word_embeddings.weight)
-        return self.lm_head(x_BTD)
-
-    def make_cache(self, batch: int, length: int) -> KVCache:
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
         c = self.config
-        return KVCache(c.n_layer, batch, length, c.n_head, c.hidden_size // c.n_head)
-
-    def sanitize(self, tensors):
-        return {k: v for k, v in tensors.items() if not (self.tied and k == "lm_head.weight")}
+        return c.n_layer, c.n_head, c.hidden_size // c.n_head

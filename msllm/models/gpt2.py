@@ -6,10 +6,10 @@ from typing import ClassVar
 from mindspore import nn, ops
 
 from msllm import kernels
-from msllm.layers import Dropout, Embedding, KVCache, LayerNorm, Linear, attend, positions
+from msllm.layers import Dropout, Embedding, LayerNorm, Linear, attend, positions
 from msllm.layers.basic import GELU_KINDS
+from msllm.models.causal_lm import CausalLM
 from msllm.models.config import ModelConfig
-from msllm.models.pretrained import CausalLM
 
 DEFAULT_ARCHITECTURE = "GPT2LMHeadModel"
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -139,29 +139,19 @@ class GPT2Model(nn.Cell):
 
 
 class GPT2LMHeadModel(CausalLM):
-    """GPT-2 with a head that predicts the next token, tied to the token embeddings unless the config says not."""
+    """GPT-2 with a head that predicts the next token."""
 
     config_class = GPT2Config
     base_model_prefix = "transformer"
+    embedding_name = "wte"
 
     def __init__(self, config: GPT2Config):
-        super().__init__(config)
-        self.transformer = GPT2Model(config)
-        self.tied = config.tie_word_embeddings
-        if not self.tied:
-            self.lm_head = Linear(config.n_embd, config.vocab_size, False, config.initializer_range)
+        super().__init__(config, GPT2Model(config))
 
-    def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
-        return self.head(self.transformer(input_ids, attention_mask, position_ids, row_start, cache))
-
-    def head(self, x_BTD):
-        if self.tied:
-            return kernels.linear(x_BTD, self.transformer.wte.weight)
-        return self.lm_head(x_BTD)
-
-    def make_cache(self, batch: int, length: int) -> KVCache:
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
         c = self.config
-        return KVCache(c.n_layer, batch, length, c.n_head, c.n_embd // c.n_head)
+        return c.n_layer, c.n_head, c.n_embd // c.n_head
 
     @property
     def max_length(self) -> int:
@@ -169,8 +159,9 @@ class GPT2LMHeadModel(CausalLM):
 
     def sanitize(self, tensors):
         """Transposes Conv1D weights from (in, out) to (out, in); drops the causal masks that old files carry."""
-        drop = (".attn.bias", ".attn.masked_bias") + (("lm_head.weight",) if self.tied else ())
-        return {k: v.T if k.endswith(_TRANSPOSED) else v for k, v in tensors.items() if not k.endswith(drop)}
+        kept = super().sanitize(tensors)
+        masks = (".attn.bias", ".attn.masked_bias")
+        return {k: v.T if k.endswith(_TRANSPOSED) else v for k, v in kept.items() if not k.endswith(masks)}
 
     def unsanitize(self, tensors):
         return {k: v.T if k.endswith(_TRANSPOSED) else v for k, v in tensors.items()}

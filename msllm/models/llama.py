@@ -6,9 +6,9 @@ import dataclasses
 from mindspore import nn
 
 from msllm import kernels
-from msllm.layers import Embedding, KVCache, Linear, RMSNorm, Rotary, attend, positions
+from msllm.layers import Embedding, Linear, RMSNorm, Rotary, attend, positions
+from msllm.models.causal_lm import CausalLM
 from msllm.models.config import ModelConfig
-from msllm.models.pretrained import CausalLM
 
 DEFAULT_ARCHITECTURE = "LlamaForCausalLM"
 
@@ -152,26 +152,12 @@ class LlamaForCausalLM(CausalLM):
 
     config_class = LlamaConfig
     base_model_prefix = "model"
+    embedding_name = "embed_tokens"
 
     def __init__(self, config: LlamaConfig):
-        super().__init__(config)
-        self.model = LlamaModel(config)
-        self.tied = config.tie_word_embeddings
-        if not self.tied:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, False, config.initializer_range)
+        super().__init__(config, LlamaModel(config))
 
-    def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
-        return self.head(self.model(input_ids, attention_mask, position_ids, row_start, cache))
-
-    def head(self, x_BTD):
-        if self.tied:
-            return kernels.linear(x_BTD, self.model.embed_tokens.weight)
-        return self.lm_head(x_BTD)
-
-    def make_cache(self, batch: int, length: int) -> KVCache:
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
         c = self.config
-        return KVCache(c.num_hidden_layers, batch, length, c.num_key_value_heads, c.head_dim)
-
-    def sanitize(self, tensors):
-        drop = ("lm_head.weight",) if self.tied else ()
-        return {k: v for k, v in tensors.items() if k not in drop and not k.endswith("rotary_emb.inv_freq")}
+        return c.num_hidden_layers, c.num_key_value_heads, c.head_dim

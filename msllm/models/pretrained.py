@@ -14,7 +14,7 @@ from msllm.models import weights
 from msllm.models.config import ModelConfig
 
 log = logging.getLogger(__name__)
-_NOT_FAMILIES = ("config", "pretrained", "weights")
+_NOT_FAMILIES = ("causal_lm", "config", "pretrained", "weights")
 
 
 class PretrainedModel(nn.Cell):
@@ -99,35 +99,6 @@ class PretrainedModel(nn.Cell):
         weights.write_weights(folder, self.state_dict(), max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-
-
-class CausalLM(PretrainedModel):
-    """Base of the models that predict the next token; a family gives its body, ``head`` and ``make_cache``."""
-
-    def head(self, x_BTD):
-        """Hidden states (B, T, D) to logits (B, T, V)."""
-        raise TypeError(f"{type(self).__name__} defines no head")
-
-    def make_cache(self, batch: int, length: int):
-        """Returns an empty KVCache for ``batch`` rows of ``length`` tokens."""
-        raise TypeError(f"{type(self).__name__} defines no cache")
-
-    @property
-    def max_length(self) -> int | None:
-        """The longest sequence that the model takes, in tokens; None where there is no bound."""
-        return getattr(self.config, "max_position_embeddings", None)
-
-    def next_logits(self, input_ids, attention_mask, position_ids, cache):
-        """Runs T new tokens over ``cache`` and advances it; returns the last token's logits (B, V).
-
-        Args:
-            input_ids: int32 (B, T); position_ids: int32 (B, T) or None.
-            attention_mask: int32 (B, S) over cached and new tokens, or None where all are real.
-        """
-        T = input_ids.shape[1]
-        x_BTD = getattr(self, self.base_model_prefix)(input_ids, attention_mask, position_ids, None, cache)
-        cache.length += T
-        return self.head(x_BTD[:, T - 1 :]).reshape(input_ids.shape[0], -1)
 
 
 def read_config(folder: str | Path) -> dict:
