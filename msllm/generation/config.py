@@ -74,12 +74,12 @@ def end_tokens(model, tokenizer=None) -> list[int]:
 
 
 def saved_options(folder: str | Path) -> dict:
-    """Returns the options that a checkpoint's generation_config.json sets, where there is one."""
+    """Returns the options that a checkpoint's generation_config.json sets, where there is one.
+
+    Its end tokens are left to the tokenizer, which knows them and the one that ends a turn of the chat template.
+    """
     path = Path(folder) / "generation_config.json"
     if not path.is_file():
         return {}
-    names = {f.name for f in dataclasses.fields(GenerationConfig)}
-    values = {k: v for k, v in read_json(path).items() if k in names and v is not None}
-    if isinstance(values.get("eos_token_id"), int):
-        values["eos_token_id"] = [values["eos_token_id"]]
-    return values
+    names = {f.name for f in dataclasses.fields(GenerationConfig)} - {"eos_token_id"}
+    return {k: v for k, v in read_json(path).items() if k in names and v is not None}

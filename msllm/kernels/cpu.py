@@ -20,7 +20,8 @@ except cached.NotBuilt as e:
 
 # MindSpore's MatMul keeps threads of its own busy, which then fight for the cores with those of the other kernels;
 # the library behind it takes ours. Where the wheel does not bring that library, MatMul it is.
-_GEMM = _cpp.load_gemm(str(Path(ms.__file__).parent / "lib" / "libdnnl.so.3"))
+_LIBRARY = str(Path(ms.__file__).parent / "lib" / "libdnnl.so.3")
+_GEMM = _cpp.load_gemm(_LIBRARY)
 if _GEMM:
     with contextlib.suppress(RuntimeError):  # the user has chosen a number already
         # MindSpore's few remaining operators are small, and its idle threads spin on the cores that ours need.

@@ -50,6 +50,7 @@ constexpr int64_t kStream = 65536;
 }  // namespace
 
 bool load_gemm(const char* library) {
+  sgemm = nullptr;
   if (void* handle = dlopen(library, RTLD_NOW | RTLD_LOCAL)) {
     sgemm = reinterpret_cast<Sgemm>(dlsym(handle, "dnnl_threadpool_interop_sgemm"));
   }
