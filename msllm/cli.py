@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import typing
+import warnings
 from argparse import ArgumentError
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line and returns its exit code: 0, or 2 after one line on standard error."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    warnings.showwarning = _show_warning
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as e:
@@ -37,6 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _show_warning(message, category, *place, **more) -> None:
+    """A warning is one line too; where libraries were deprecated is not the user's business."""
+    if not issubclass(category, (DeprecationWarning, FutureWarning)):
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def _run(argv: list[str]) -> int:

@@ -82,7 +82,7 @@ def test_finetune_leaves_a_folder_that_transformers_reads(tiny_model, data, tmp_
 def test_a_config_file_and_flags_on_top(tiny_model, data, tmp_path, capsys):
     config = tmp_path / "run.yaml"
     config.write_text(
-        f"model: {tiny_model}\ndata: [{data}]\noutput: {tmp_path / 'a'}\nmax_steps: 2\n"
+        f"model: {tiny_model}\ndata: {data}\noutput: {tmp_path / 'a'}\nmax_steps: 2\n"
         f"learning_rate: 0.001\nlr_scheduler_type: constant\n"
     )
     assert main(["finetune", "--config", str(config), "--learning_rate", "0.002"]) == 0
@@ -147,9 +147,9 @@ def test_the_first_loss_of_a_new_model_is_ln_v(tiny_model, data, tmp_path):
 
 
 def test_preview_shows_what_is_trained_and_trains_nothing(tiny_model, data, tmp_path, capsys):
-    assert finetune(tiny_model, data, tmp_path / "o", "--preview") == 0
+    assert main(["finetune", "--model", str(tiny_model), "--data", str(data), "--preview"]) == 0
     text = capsys.readouterr().out
-    assert "[+ word 0</s>" in text.replace("\n", "") and not (tmp_path / "o").exists()
+    assert "[+ word 0</s>" in text.replace("\n", "") and sorted(p.name for p in tmp_path.iterdir()) == ["data.jsonl"]
 
 
 def test_generate_answers_a_file_in_batches(tiny_model, tmp_path, capsys):

@@ -8,9 +8,14 @@ from pathlib import Path
 from msllm.files import write_json
 from msllm.training.arguments import TrainingArguments
 
-# Roles are marked by the special tokens that the tokenizer has anyway: sequences stay short.
+# Roles are marked by the special tokens that the tokenizer has anyway: sequences stay short. Training shows one
+# question at a time, so a chat shows the last one only.
 CHAT_TEMPLATE = (
+    "{% set last = namespace(question=0) %}"
     "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{% set last.question = loop.index0 %}{% endif %}"
+    "{% endfor %}"
+    "{% for message in messages[last.question:] %}"
     "{% if message['role'] == 'user' %}{{ bos_token }}{{ message['content'] }}\n{% endif %}"
     "{% if message['role'] == 'assistant' %}{{ message['content'] }}{{ eos_token }}{% endif %}"
     "{% endfor %}"

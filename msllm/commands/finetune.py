@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 def finetune(
     model: str,
-    data: list[str],
-    output: str,
+    data: list[str] | str,
     training: TrainingArguments,
     lora: LoraConfig,
-    eval_data: list[str] | None = None,
+    output: str | None = None,
+    eval_data: list[str] | str | None = None,
     val_size: float = 0.0,
     max_length: int = 1024,
     packing: bool = False,
@@ -33,9 +33,10 @@ def finetune(
     Args:
         model: Hugging Face folder of the model to start from.
         data: files (Alpaca, ShareGPT, messages, prompt/completion, plain text) or hub names.
-        output: folder of the result; gets model, tokenizer, log.jsonl, loss.png and checkpoints.
         training: options of the run.
         lora: options of LoRA.
+        output: folder of the result; gets model, tokenizer, log.jsonl, loss.png and checkpoints. Only preview goes
+            without it.
         eval_data: files to evaluate on.
         val_size: without eval_data, the share (below 1) or number of records held out for evaluation.
         max_length: most tokens of an example; at most the model's context.
@@ -48,6 +49,8 @@ def finetune(
     """
     if lora != LoraConfig() and tuning != "lora":
         raise UserError(f"options of lora were given but tuning is {tuning!r}; add --tuning lora")
+    if output is None and not preview:
+        raise UserError("output is missing: where does the result go? add --output FOLDER")
     from msllm.commands.loading import require_causal
     from msllm.data import encode_records, load_records, train_validation_split
     from msllm.data import preview as show
@@ -56,11 +59,11 @@ def finetune(
 
     model_class(read_config(model), f"{model}/config.json")  # a wrong folder shows before the data is read
     tokenizer = load_tokenizer(model)
-    records = [r for source in data for r in load_records(source, limit=limit)]
+    records = [r for source in _files(data) for r in load_records(source, limit=limit)]
     if preview:
         show(records[0], tokenizer, max_length)
         return
-    held_out = [r for source in eval_data or () for r in load_records(source, limit=limit)]
+    held_out = [r for source in _files(eval_data) for r in load_records(source, limit=limit)]
     if not held_out and val_size:
         records, held_out = train_validation_split(records, val_size if val_size < 1 else int(val_size), training.seed)
 
@@ -96,6 +99,10 @@ def finetune(
         overwrite,
     )
     print(f"saved {output}; try it: msllm chat --model {output}", file=sys.stderr)
+
+
+def _files(names: list[str] | str | None) -> list[str]:
+    return [names] if isinstance(names, str) else names or []
 
 
 def train_model(

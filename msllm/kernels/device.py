@@ -1,10 +1,16 @@
 """Brings MindSpore up quietly on the device that is there: Ascend, or else the CPU."""
 
 import os
+import signal
 
 os.environ.setdefault("GLOG_v", "3")  # read once by MindSpore's C++ logger, so it must be set before the import
 
-import mindspore as ms
+# Threads inherit what is blocked: signals shall reach the main thread, where Python expects them, and no other.
+_SIGNALS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "pthread_sigmask") else set()
+if _SIGNALS:
+    _before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+import mindspore as ms  # noqa: E402
 
 
 def _start() -> str:
@@ -17,3 +23,5 @@ def _start() -> str:
 
 
 DEVICE = _start()
+if _SIGNALS:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _before)

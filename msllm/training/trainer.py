@@ -1,9 +1,11 @@
 """The one training loop."""
 
+import contextlib
 import itertools
 import math
 import shutil
 import signal
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -89,6 +91,7 @@ class Trainer:
         ms.set_seed(self.args.seed)
         if source is not None:
             self._restore(source)
+            print(f"going on from {source}, after step {self.state.step} of {self.total}", file=sys.stderr)
         elif self.eval_data is not None:
             self.evaluate(batches=2)  # a mistake in the data or a lack of memory shows now, not after an epoch
         self.report = Report(self.output, self.total, self.state.step)
@@ -115,7 +118,8 @@ class Trainer:
             rate = args.learning_rate * learning_rate_factor(
                 args.lr_scheduler_type, self.state.step, self.warmup, self.total
             )
-            loss, norm = self.step_function([to_device(batch) for batch in group], rate)
+            with _signals_wait():
+                loss, norm = self.step_function([to_device(batch) for batch in group], rate)
             step = self.state.step + 1
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise UserError(
@@ -132,10 +136,12 @@ class Trainer:
                     "grad_norm": norm,
                 }
             report.step(step, sum(int(b["attention_mask"].sum()) for b in group), entry, loss)
-            improved = self._evaluate_if_due()
+            with _signals_wait():
+                improved = self._evaluate_if_due()
             due = args.save_steps and step % args.save_steps == 0 and step < self.total
             if due or improved or self._interrupted:
-                self._save()
+                with _signals_wait():
+                    self._save()
             if self._interrupted and step < self.total:
                 raise UserError(
                     f"stopped by {self._interrupted} after step {step} of {self.total}; saved "
@@ -210,6 +216,8 @@ class Trainer:
             return Path(resume)
         if resume == "auto" and found:
             return found[-1]
+        if resume == "auto":
+            print(f"{self.output} holds no checkpoint: starting from the first step", file=sys.stderr)
         if self.output.exists() and not self.output.is_dir():
             raise UserError(f"{self.output} is a file, expected a folder for the result; choose another output")
         used = sorted(p.name for p in self.output.iterdir()) if self.output.is_dir() else []
@@ -275,6 +283,19 @@ class Trainer:
     def _on_signal(self, number, frame) -> None:
         self._interrupted = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
         signal.signal(number, signal.default_int_handler)  # a second Ctrl-C does not wait for the step
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM arrive after the block: one that falls into native code now and then corrupts its memory."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _checksum(examples: Sequence[Mapping]) -> str:

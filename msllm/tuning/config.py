@@ -29,7 +29,9 @@ class LoraConfig:
     use_rslora: bool = False
 
     def __post_init__(self):
-        if isinstance(self.target_modules, str) and re.fullmatch(r"[\w.]+(,[\w.]+)+", self.target_modules):
+        if isinstance(self.target_modules, list) and len(self.target_modules) == 1:
+            self.target_modules = self.target_modules[0]
+        if isinstance(self.target_modules, str) and re.fullmatch(r"[\w.]+(,[\w.]+)*", self.target_modules):
             self.target_modules = self.target_modules.split(",")
         if self.r < 1:
             raise UserError(f"lora r is {self.r}, expected 1 or more; change it")

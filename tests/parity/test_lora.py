@@ -109,3 +109,17 @@ def test_an_adapter_with_options_we_do_not_read_is_refused(zoo, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "use_dora": True}))
     with pytest.raises(UserError, match="use_dora"):
         load_adapter(msllm.from_pretrained(folder), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given, meant",
+    [
+        ("q_proj,v_proj", ["q_proj", "v_proj"]),
+        (["q_proj,v_proj"], ["q_proj", "v_proj"]),
+        ("q_proj", ["q_proj"]),
+        (["all-linear"], "all-linear"),
+        (r".*layers\.0\..*", r".*layers\.0\..*"),
+    ],
+)
+def test_targets_in_every_spelling(given, meant):
+    assert LoraConfig(target_modules=given).target_modules == meant

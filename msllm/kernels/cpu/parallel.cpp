@@ -1,6 +1,7 @@
 #include "parallel.hpp"
 
 #include <pthread.h>
+#include <signal.h>
 #include <sched.h>
 
 #include <atomic>
@@ -83,6 +84,9 @@ class Pool {
   }
 
   void work(int index) {
+    sigset_t all;  // signals are the main thread's business
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, nullptr);
     uint64_t seen = 0;
     for (;;) {
       const auto news = [this, &seen] { return generation_.load(std::memory_order_acquire) != seen; };
