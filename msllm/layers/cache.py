@@ -37,7 +37,3 @@ class KVCache:
         index = Tensor(np.ascontiguousarray(rows, np.int32))
         self.keys = [ops.gather(k, index, 0) for k in self.keys]
         self.values = [ops.gather(v, index, 0) for v in self.values]
-
-    def crop(self, length: int) -> None:
-        """Forgets all but the first ``length`` tokens, for a prompt that shares them."""
-        self.length = min(self.length, length)
