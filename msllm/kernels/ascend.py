@@ -10,20 +10,39 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from msllm.kernels import stock
-from msllm.kernels.stock import cache_write, cross_entropy, dropout, embedding, gelu, linear, sum_squares
+from msllm.kernels.stock import (
+    cache_write,
+    cross_entropy,
+    dropout,
+    embedding,
+    embedding_sum,
+    gelu,
+    linear,
+    linear_gelu,
+    make_decoder,
+    rotary_angles,
+    sum_squares,
+)
 
 __all__ = [
     "adamw",
+    "add_layer_norm",
+    "add_rms_norm",
     "attention",
     "cache_write",
     "cross_entropy",
     "dropout",
     "embedding",
+    "embedding_sum",
     "gelu",
     "layer_norm",
     "linear",
+    "linear_gelu",
+    "make_decoder",
+    "packed_attention",
     "rms_norm",
     "rotary",
+    "rotary_angles",
     "sum_squares",
     "swiglu",
 ]
@@ -91,6 +110,18 @@ def rms_norm(x, weight, eps):
     return ops.rms_norm(x, weight, eps)[0]
 
 
+def add_layer_norm(x, add, weight, bias, eps):
+    """Returns x + add and its LayerNorm over the last axis: x and add (..., D), weight (D,), bias (D,)."""
+    total = x + add
+    return total, layer_norm(total, weight, bias, eps)
+
+
+def add_rms_norm(x, add, weight, eps):
+    """Returns x + add and its RMSNorm over the last axis: x and add (..., D), weight (D,)."""
+    total = x + add
+    return total, rms_norm(total, weight, eps)
+
+
 def rotary(x_BTHC, cos_NTR, sin_NTR):
     """Returns x with each pair (c, c + C/2) turned by its angle: cos and sin (N, T, C/2), N is 1 or B."""
     if not supports_rotary(x_BTHC.shape, (x_BTHC.dtype, cos_NTR.dtype, sin_NTR.dtype)):
@@ -120,6 +151,15 @@ def attention(
         sparse_mode=mode,
     )
     return out if seen is None else out * ops.cast(seen, out.dtype)
+
+
+def packed_attention(
+    qkv_BTP, heads, interleaved, scale, causal=True, key_mask=None, row_start=None, slopes=None, dropout=0.0
+):
+    """Returns attention of a packed projection: (B, T, 3 H C) -> (B, T, H C); ``stock.packed_attention`` has more."""
+    parts = stock.split_packed(qkv_BTP, heads, interleaved)
+    out = attention(*parts, scale, causal, key_mask, row_start, slopes, None, dropout)
+    return ops.reshape(out, (*qkv_BTP.shape[:2], -1))
 
 
 def flash_mask(B, T, L, causal, key_mask, row_start):

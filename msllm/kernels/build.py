@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,9 @@ from mindspore import ops
 from msllm.files import atomic_folder
 from msllm.kernels import cached
 
-_BINDINGS = "bindings.cpp"
+_BINDINGS = ("bindings.cpp", "bindings_attention.cpp")  # these include MindSpore's headers
+_TILES = "matmul_amx.cpp"
+_ONCE = ("huge_pages.cpp", "matmul.cpp", _TILES, "parallel.cpp", "paths.cpp")  # the same for all paths
 _TRIAL = "from msllm import kernels; import mindspore as ms; kernels.gelu(ms.Tensor([1.0])).asnumpy()"
 
 
@@ -37,28 +38,35 @@ def compiler() -> str | None:
 
 
 def binding_flags() -> list[str]:
-    """Returns the flags of the one source that includes MindSpore's headers, as MindSpore's own builder has them."""
-    mindspore = ops.CustomOpBuilder(cached.MODULE, [_BINDINGS], backend="CPU")
+    """Returns the flags of the sources that include MindSpore's headers, as MindSpore's own builder has them."""
+    mindspore = ops.CustomOpBuilder(cached.MODULE, list(_BINDINGS), backend="CPU")
     includes = [*mindspore.get_include_paths(), sysconfig.get_path("include")]
     # -isystem keeps the headers' own warnings out of sight
     return [*mindspore.get_cflags(), *(word for path in includes for word in ("-isystem", path))]
 
 
 def compile_commands(cxx: str, out: Path) -> list[list[str]]:
-    """Returns one compiler command per source, each writing an object file to ``out``; the longest comes first."""
-    flags = cached.kernel_flags(platform.machine())
-    sources = sorted(cached.SOURCES.glob("*.cpp"), key=lambda path: path.name != _BINDINGS)
-    return [
-        [
-            cxx,
-            *(binding_flags() if source.name == _BINDINGS else flags),
-            "-c",
-            str(source),
-            "-o",
-            str(out / f"{source.stem}.o"),
-        ]
-        for source in sources
-    ]
+    """Returns the compiler commands, each writing an object file to ``out``; the longest come first.
+
+    The sources that hold the kernels are compiled once a path, each time in a namespace of the path's name.
+    """
+    shared, paths = cached.kernel_flags(), cached.paths()
+    commands = []
+    for name in _BINDINGS:
+        commands.append([cxx, *binding_flags(), *_to_object(name, out, name)])
+    for name in _ONCE:
+        native = paths.get("avx512", []) if name == _TILES else []
+        listed = [f"-DMSLLM_PATHS={' '.join(f'PATH({path})' for path in paths)}"]
+        commands.append([cxx, *shared, *native, *listed, *_to_object(name, out, name)])
+    others = sorted(path.name for path in cached.SOURCES.glob("*.cpp") if path.name not in (*_BINDINGS, *_ONCE))
+    for path, flags in paths.items():
+        for name in others:
+            commands.append([cxx, *shared, *flags, f"-DMSLLM_PATH={path}", *_to_object(name, out, f"{path}-{name}")])
+    return commands
+
+
+def _to_object(source: str, out: Path, name: str) -> list[str]:
+    return ["-c", str(cached.SOURCES / source), "-o", str(out / f"{name}.o")]
 
 
 def build() -> Path:
@@ -89,7 +97,7 @@ def build() -> Path:
 def _compile(cxx: str, objects: Path, library: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(_run, compile_commands(cxx, objects)))
-    link_flags = ops.CustomOpBuilder(cached.MODULE, [_BINDINGS], backend="CPU").get_ldflags()
+    link_flags = ops.CustomOpBuilder(cached.MODULE, list(_BINDINGS), backend="CPU").get_ldflags()
     _run([cxx, *map(str, sorted(objects.glob("*.o"))), *link_flags, "-pthread", "-o", str(library)])
 
 

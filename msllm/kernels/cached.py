@@ -17,6 +17,7 @@ import mindspore as ms
 
 SOURCES = Path(__file__).parent / "cpu"
 MODULE = "msllm_kernels"
+NATIVE = ["-march=native", "-mprefer-vector-width=512"]
 LIBRARY = f"{MODULE}.so"
 CHECKSUM = "sha256"
 
@@ -25,23 +26,41 @@ class NotBuilt(Exception):
     """There is no usable build; the message says why and what to do."""
 
 
-def kernel_flags(machine: str) -> list[str]:
-    """Returns the compiler flags of the kernels for a processor family such as "x86_64" or "aarch64".
+class Damaged(NotBuilt):
+    """There is a build, but not as the compiler wrote it."""
+
+
+def kernel_flags() -> list[str]:
+    """Returns the compiler flags that all kernel sources share.
 
     No -ffast-math: NaN must stay NaN, so that a loss that diverges is seen. The loops marked `omp simd` are
     vectorised without OpenMP's run-time, whose threads would fight with MindSpore's.
     """
-    native = ["-march=native", "-mprefer-vector-width=512"] if machine in ("x86_64", "AMD64") else ["-mcpu=native"]
     return [
         "-std=c++17",
         "-O3",
         "-fPIC",
-        *native,
         "-ffp-contract=fast",
         "-fno-math-errno",
         "-fno-trapping-math",
         "-fopenmp-simd",
     ]
+
+
+def paths() -> dict[str, list[str]]:
+    """Returns the sets of vector instructions that the kernels are compiled for, the fastest last: name -> flags.
+
+    "plain" is what every processor of the family has. Only paths that this processor can run are there.
+    """
+    machine, features = platform.machine(), set(processor().split())
+    if machine not in ("x86_64", "AMD64"):
+        return {"plain": ["-mcpu=native"]}
+    found = {"plain": []}
+    if {"avx2", "fma"} <= features:
+        found["avx2"] = ["-mavx2", "-mfma"]
+    if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= features:
+        found["avx512"] = NATIVE
+    return found
 
 
 def processor() -> str:
@@ -61,7 +80,7 @@ def processor() -> str:
 def key() -> str:
     """Returns the name of this machine's build: 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    versions = [ms.__version__, sys.version, *kernel_flags(platform.machine()), processor()]
+    versions = [ms.__version__, sys.version, *kernel_flags(), str(paths()), processor()]
     digest.update("\n".join(versions).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode())
@@ -81,7 +100,7 @@ def folder() -> Path:
 
 
 def check(build: Path) -> Path:
-    """Returns the library of a build folder; NotBuilt when it is missing or is not what the compiler wrote.
+    """Returns the library of a build folder; NotBuilt when it is missing, Damaged when it has changed.
 
     A library cut short would kill the process when it is loaded, so its checksum is compared first.
     """
@@ -95,7 +114,7 @@ def check(build: Path) -> Path:
     except (OSError, UnicodeDecodeError):
         same = False
     if not same:
-        raise NotBuilt(f"the C++ kernels in {build} are damaged; run `make setup` to build them again")
+        raise Damaged(f"the C++ kernels in {build} are damaged; run `make setup` to build them again")
     return library
 
 

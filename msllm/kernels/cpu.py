@@ -5,34 +5,45 @@ this process may use). Shapes as in ``stock``, whose docstrings hold here too.
 """
 
 import contextlib
+import os
+import sys
 from pathlib import Path
 
 import mindspore as ms
-from mindspore import ops
 from mindspore.common._grad_function import _Function
 
+from msllm.errors import UserError, nearest
 from msllm.kernels import cached, random_state
 
+
+def _load():
+    """Returns the compiled module; a damaged one is built again, a missing one is not: that is `make setup`'s part."""
+    try:
+        return cached.load()
+    except cached.Damaged:
+        from msllm.kernels import build  # needs this package
+
+        print(
+            f"the C++ kernels in {cached.folder()} are damaged; building them again (about a minute)...",
+            file=sys.stderr,
+            flush=True,
+        )
+        build.build()
+        return cached.load()
+
+
 try:
-    _cpp = cached.load()
-except cached.NotBuilt as e:
+    _cpp = _load()
+except Exception as e:  # no build, or one that fails: the reason goes to whoever chooses the kernels
     raise ImportError(str(e)) from e
 
 # MindSpore's MatMul keeps threads of its own busy, which then fight for the cores with those of the other kernels;
-# the library behind it takes ours. Where the wheel does not bring that library, MatMul it is.
+# the library behind it takes ours. Where the wheel does not bring that library, the kernels multiply by themselves.
 _LIBRARY = str(Path(ms.__file__).parent / "lib" / "libdnnl.so.3")
-_GEMM = _cpp.load_gemm(_LIBRARY)
-if _GEMM:
-    with contextlib.suppress(RuntimeError):  # the user has chosen a number already
-        # MindSpore's few remaining operators are small, and its idle threads spin on the cores that ours need.
-        ms.device_context.cpu.op_tuning.threads_num(1)
-_MATMUL = {(a, b): ops.MatMul(transpose_a=a, transpose_b=b) for a in (False, True) for b in (False, True)}
-
-
-def _matmul(a, b, transpose_a=False, transpose_b=False):
-    if _GEMM:
-        return _cpp.matmul(a, b, transpose_a, transpose_b)
-    return _MATMUL[transpose_a, transpose_b](a, b)
+_cpp.load_gemm(_LIBRARY)
+with contextlib.suppress(RuntimeError):  # the user has chosen a number already
+    # MindSpore's few remaining operators are small, and its idle threads spin on the cores that ours need.
+    ms.device_context.cpu.op_tuning.threads_num(1)
 
 
 def _check(condition, name, message, *tensors):
@@ -52,63 +63,91 @@ class _Linear(_Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        if _GEMM:
-            return _cpp.linear(x, weight, bias)
-        y = _matmul(x, weight, transpose_b=True)
-        if bias is not None:
-            _cpp.add_bias(y, bias)
-        return y
+        return _cpp.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
         need = ctx.needs_input_grad
         return (
-            _matmul(dy, weight) if need[0] else None,
-            _matmul(dy, x, transpose_a=True) if need[1] else None,
+            _cpp.linear_grad_input(dy, weight) if need[0] else None,
+            _cpp.linear_grad_weight(dy, x) if need[1] else None,
             _cpp.column_sum(dy) if need[2] else None,
         )
 
 
 def linear(x, weight, bias=None):
     """Returns x @ weight.T + bias: x (..., I), weight (O, I), bias (O,) or None -> (..., O)."""
-    _check_dtype("linear", ms.float32, x, weight, *(() if bias is None else (bias,)))
-    _check(
-        weight.ndim == 2 and x.shape[-1] == weight.shape[1],
-        "linear",
-        "expected x (..., I) and weight (O, I)",
-        x,
-        weight,
-    )
-    _check(
-        bias is None or bias.shape == weight.shape[:1],
-        "linear",
-        "expected bias (O,) and weight (O, I)",
-        *(() if bias is None else (bias, weight)),
-    )
-    if x.ndim == 2:
-        return _Linear.apply(x, weight, bias)
-    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).reshape(x.shape[:-1] + weight.shape[:1])
+    _check_linear("linear", x, weight, *(() if bias is None else (bias,)))
+    return _Linear.apply(x, weight, bias)
+
+
+def _check_linear(name, x, weight, *bias):
+    _check_dtype(name, ms.float32, x, weight, *bias)
+    fits = weight.ndim == 2 and x.shape[-1] == weight.shape[1]
+    _check(fits, name, "expected x (..., I) and weight (O, I)", x, weight)
+    _check(all(b.shape == weight.shape[:1] for b in bias), name, "expected bias (O,) and weight (O, I)", *bias, weight)
+
+
+class _LinearGelu(_Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, tanh_form):
+        y, product = _cpp.linear_gelu(x, weight, bias, tanh_form)
+        ctx.save_for_backward(x, weight, bias, product)
+        ctx.tanh_form = tanh_form
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, bias, product = ctx.saved_tensors
+        dproduct, dbias = _cpp.bias_gelu_grad(product, bias, dy, ctx.tanh_form)
+        need = ctx.needs_input_grad
+        return (
+            _cpp.linear_grad_input(dproduct, weight) if need[0] else None,
+            _cpp.linear_grad_weight(dproduct, x) if need[1] else None,
+            dbias,
+            None,
+        )
+
+
+def linear_gelu(x, weight, bias, approximate="none"):
+    """Returns GELU(x @ weight.T + bias): x (..., I), weight (O, I), bias (O,) -> (..., O)."""
+    _check_linear("linear_gelu", x, weight, bias)
+    return _LinearGelu.apply(x, weight, bias, _is_tanh("linear_gelu", approximate))
 
 
 class _Embedding(_Function):
     @staticmethod
-    def forward(ctx, ids, weight):
-        ctx.save_for_backward(ids)
-        ctx.rows = weight.shape[0]
-        return _cpp.embedding(ids, weight)
+    def forward(ctx, count, *ids_and_weights):
+        ids, weights = ids_and_weights[:count], ids_and_weights[count:]
+        ctx.save_for_backward(*ids)
+        ctx.rows = [weight.shape[0] for weight in weights]
+        return _cpp.embedding(list(ids), list(weights))
 
     @staticmethod
     def backward(ctx, dy):
-        return None, _cpp.embedding_grad(ctx.saved_tensors[0], dy, ctx.rows)
+        ids, need = ctx.saved_tensors, ctx.needs_input_grad[1 + len(ctx.rows) :]
+        grads = [_cpp.embedding_grad(i, dy, rows) if wanted else None for i, rows, wanted in zip(ids, ctx.rows, need)]
+        return (None, *(None for _ in ids), *grads)
 
 
 def embedding(ids, weight):
     """Returns rows of weight: ids int32 (...), weight (V, D) -> (..., D); ids outside [0, V) raise."""
-    _check_dtype("embedding", ms.int32, ids)
-    _check_dtype("embedding", ms.float32, weight)
-    _check(weight.ndim == 2, "embedding", "expected weight (V, D)", weight)
-    return _Embedding.apply(ids, weight)
+    return embedding_sum((ids,), (weight,))
+
+
+def embedding_sum(ids, weights):
+    """Returns the sum of rows of several tables: ids int32 (...), weights (V_i, D) -> (..., D).
+
+    The first ids give the shape; the others may have 1 where it has B, and then serve every batch row.
+    """
+    _check_dtype("embedding", ms.int32, *ids)
+    _check_dtype("embedding", ms.float32, *weights)
+    fits = all(w.ndim == 2 and w.shape[1] == weights[0].shape[1] for w in weights)
+    _check(fits, "embedding", "expected weights (V, D) of one D", *weights)
+    fits = all(i.shape == ids[0].shape or i.shape == (1, *ids[0].shape[1:]) for i in ids)
+    _check(fits, "embedding", "expected ids of one shape, or with 1 in place of B", *ids)
+    return _Embedding.apply(len(ids), *ids, *weights)
 
 
 class _Gelu(_Function):
@@ -126,9 +165,13 @@ class _Gelu(_Function):
 def gelu(x, approximate="none"):
     """Returns GELU of x: "none" uses erf, "tanh" its tanh approximation."""
     _check_dtype("gelu", ms.float32, x)
+    return _Gelu.apply(x, _is_tanh("gelu", approximate))
+
+
+def _is_tanh(name, approximate):
     if approximate not in ("none", "tanh"):
-        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
-    return _Gelu.apply(x, approximate == "tanh")
+        raise ValueError(f"{name}: approximate must be 'none' or 'tanh', got {approximate!r}")
+    return approximate == "tanh"
 
 
 class _Swiglu(_Function):
@@ -152,46 +195,83 @@ def swiglu(gate, up):
 class _LayerNorm(_Function):
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
-        y, mean, scale = _cpp.layer_norm(x, weight, bias, eps)
+        y, mean, scale = _cpp.layer_norm(x, None, weight, bias, eps)
         ctx.save_for_backward(x, weight, mean, scale)
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        return (*_cpp.layer_norm_grad(*ctx.saved_tensors, dy), None)
+        return (*_cpp.layer_norm_grad(*ctx.saved_tensors, None, dy), None)
+
+
+class _AddLayerNorm(_Function):
+    @staticmethod
+    def forward(ctx, x, add, weight, bias, eps):
+        total, y, mean, scale = _cpp.add_layer_norm(x, add, weight, bias, eps)
+        ctx.save_for_backward(total, weight, mean, scale)
+        return total, y
+
+    @staticmethod
+    def backward(ctx, dtotal, dy):
+        dx, dweight, dbias = _cpp.layer_norm_grad(*ctx.saved_tensors, dtotal, dy)
+        return dx, dx, dweight, dbias, None
 
 
 def layer_norm(x, weight, bias, eps):
     """Returns LayerNorm over the last axis: x (..., D), weight (D,), bias (D,)."""
-    _check_dtype("layer_norm", ms.float32, x, weight, bias)
-    _check(
-        weight.shape == bias.shape == x.shape[-1:],
-        "layer_norm",
-        "expected x (..., D), weight (D,), bias (D,)",
-        x,
-        weight,
-        bias,
-    )
+    _check_norm("layer_norm", x, weight, bias)
     return _LayerNorm.apply(x, weight, bias, eps)
+
+
+def add_layer_norm(x, add, weight, bias, eps):
+    """Returns x + add and its LayerNorm over the last axis: x and add (..., D), weight (D,), bias (D,)."""
+    _check_norm("add_layer_norm", x, weight, bias)
+    _check(add.shape == x.shape, "add_layer_norm", "expected two equal shapes", x, add)
+    return _AddLayerNorm.apply(x, add, weight, bias, eps)
 
 
 class _RmsNorm(_Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
-        y, scale = _cpp.rms_norm(x, weight, eps)
+        y, scale = _cpp.rms_norm(x, None, weight, eps)
         ctx.save_for_backward(x, weight, scale)
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        return (*_cpp.rms_norm_grad(*ctx.saved_tensors, dy), None)
+        return (*_cpp.rms_norm_grad(*ctx.saved_tensors, None, dy), None)
+
+
+class _AddRmsNorm(_Function):
+    @staticmethod
+    def forward(ctx, x, add, weight, eps):
+        total, y, scale = _cpp.add_rms_norm(x, add, weight, eps)
+        ctx.save_for_backward(total, weight, scale)
+        return total, y
+
+    @staticmethod
+    def backward(ctx, dtotal, dy):
+        dx, dweight = _cpp.rms_norm_grad(*ctx.saved_tensors, dtotal, dy)
+        return dx, dx, dweight, None
 
 
 def rms_norm(x, weight, eps):
     """Returns x / rms(x) * weight over the last axis: x (..., D), weight (D,)."""
-    _check_dtype("rms_norm", ms.float32, x, weight)
-    _check(weight.shape == x.shape[-1:], "rms_norm", "expected x (..., D) and weight (D,)", x, weight)
+    _check_norm("rms_norm", x, weight)
     return _RmsNorm.apply(x, weight, eps)
+
+
+def add_rms_norm(x, add, weight, eps):
+    """Returns x + add and its RMSNorm over the last axis: x and add (..., D), weight (D,)."""
+    _check_norm("add_rms_norm", x, weight)
+    _check(add.shape == x.shape, "add_rms_norm", "expected two equal shapes", x, add)
+    return _AddRmsNorm.apply(x, add, weight, eps)
+
+
+def _check_norm(name, x, *parameters):
+    _check_dtype(name, ms.float32, x, *parameters)
+    fits = all(p.shape == x.shape[-1:] for p in parameters)
+    _check(fits, name, "expected x (..., D), weight and bias (D,)", x, *parameters)
 
 
 class _Rotary(_Function):
@@ -222,6 +302,13 @@ def rotary(x_BTHC, cos_NTR, sin_NTR):
         sin_NTR,
     )
     return _Rotary.apply(x_BTHC, cos_NTR, sin_NTR)
+
+
+def rotary_angles(position_ids, frequency):
+    """Returns cos and sin (N, T, R) of position * frequency: position_ids int32 (N, T), frequency (R,)."""
+    _check_dtype("rotary_angles", ms.int32, position_ids)
+    _check_dtype("rotary_angles", ms.float32, frequency)
+    return _cpp.rotary_angles(position_ids, frequency)
 
 
 class _Attention(_Function):
@@ -260,16 +347,55 @@ def attention(
         length = k[1]
     if not 1 <= length <= k[1]:
         raise ValueError(f"attention: length {length} is outside [1, {k[1]}]")
-    for name, mask, shape in (("key_mask", key_mask, (q[0], length)), ("row_start", row_start, (q[0], q[1]))):
-        if mask is not None:
-            _check_dtype(f"attention: {name}", ms.int32, mask)
-            _check(mask.shape == shape, "attention", f"expected {name} {shape}", mask)
-    if slopes is not None:
-        _check_dtype("attention: slopes", ms.float32, slopes)
-        _check(slopes.shape == (q[2],), "attention", f"expected slopes ({q[2]},)", slopes)
+    _check_masks("attention", (q[0], q[1], length, q[2]), key_mask, row_start, slopes)
     seed, call = _next_mask("attention", dropout)
     options = _cpp.AttentionOptions(scale, dropout, causal, length, seed, call)
     return _Attention.apply(q_BTHC, k_BSKC, v_BSKC, key_mask, row_start, slopes, options)
+
+
+def _check_masks(name, shape, key_mask, row_start, slopes):
+    B, T, length, H = shape
+    for what, mask, dtype, want in (
+        ("key_mask", key_mask, ms.int32, (B, length)),
+        ("row_start", row_start, ms.int32, (B, T)),
+        ("slopes", slopes, ms.float32, (H,)),
+    ):
+        if mask is not None:
+            _check_dtype(f"{name}: {what}", dtype, mask)
+            _check(mask.shape == want, name, f"expected {what} {want}", mask)
+
+
+class _PackedAttention(_Function):
+    @staticmethod
+    def forward(ctx, qkv, heads, interleaved, key_mask, row_start, slopes, options):
+        ctx.rest = (heads, interleaved, key_mask, row_start, slopes, options)
+        out, logsumexp = _cpp.packed_attention(qkv, *ctx.rest)
+        ctx.save_for_backward(qkv, out, logsumexp)
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        qkv, out, logsumexp = ctx.saved_tensors
+        dqkv = _cpp.packed_attention_grad(qkv, *ctx.rest, out, logsumexp, dout)
+        return dqkv, None, None, None, None, None, None
+
+
+def packed_attention(
+    qkv_BTP, heads, interleaved, scale, causal=True, key_mask=None, row_start=None, slopes=None, dropout=0.0
+):
+    """Returns attention of a packed projection: (B, T, 3 H C) -> (B, T, H C); ``stock.packed_attention`` has more."""
+    _check_dtype("packed_attention", ms.float32, qkv_BTP)
+    _check(
+        qkv_BTP.ndim == 3 and qkv_BTP.shape[2] % (3 * heads) == 0,
+        "packed_attention",
+        f"expected (B, T, 3 H C) with H = {heads}",
+        qkv_BTP,
+    )
+    B, T, _ = qkv_BTP.shape
+    _check_masks("packed_attention", (B, T, T, heads), key_mask, row_start, slopes)
+    seed, call = _next_mask("packed_attention", dropout)
+    options = _cpp.AttentionOptions(scale, dropout, causal, T, seed, call)
+    return _PackedAttention.apply(qkv_BTP, heads, interleaved, key_mask, row_start, slopes, options)
 
 
 class _CrossEntropy(_Function):
@@ -358,3 +484,75 @@ def cache_write(cache_BSKC, new_BTKC, start):
     )
     _cpp.cache_write(cache_BSKC, new_BTKC, start)
     return cache_BSKC
+
+
+class _Decoder:
+    """See stock.make_decoder. It keeps the parameters, not their numbers: weights that change are seen."""
+
+    def __init__(self, blocks):
+        self.layers = [_decoder_layer(block) for block in blocks]
+
+    def takes(self, shape):
+        return shape[0] * shape[1] <= _cpp.FEW_ROWS
+
+    def __call__(self, x_BTD, keys, values, start, key_mask=None, rotary=None, slopes=None):
+        B, T, _ = x_BTD.shape
+        S = keys[0].shape[1]
+        if start + T > S:
+            raise ValueError(f"the cache holds {S} tokens, {start + T} were asked for")
+        _check_dtype("decoder", ms.float32, x_BTD, keys[0], values[0])
+        _check_masks("decoder", (B, T, start + T, 0 if slopes is None else slopes.shape[0]), key_mask, None, slopes)
+        cos, sin = rotary or (None, None)
+        return _cpp.decode(self.layers, x_BTD, keys, values, start, cos, sin, slopes, key_mask)
+
+
+def _decoder_layer(block):
+    def linear(cell):
+        return None if cell is None else _cpp.Linear(cell.weight, cell.bias)
+
+    def norm(cell):
+        return _cpp.Norm(cell.weight, getattr(cell, "bias", None), cell.eps)
+
+    return _cpp.DecoderLayer(
+        norm(block.attention_norm),
+        norm(block.mlp_norm),
+        [linear(cell) for cell in block.qkv],
+        linear(block.output),
+        linear(block.gate),
+        linear(block.up),
+        linear(block.down),
+        block.interleaved,
+        block.gelu_kind == "tanh",
+        block.heads,
+        block.kv_heads,
+        block.head_width,
+        block.scale,
+    )
+
+
+def make_decoder(blocks):
+    """Returns a function that runs a few tokens through whole decoder blocks; ``stock.make_decoder`` has the details."""
+    return _Decoder(blocks)
+
+
+def path_names() -> list[str]:
+    """Returns the sets of vector instructions that this build and this processor have, the fastest last."""
+    return _cpp.path_names()
+
+
+def path_in_use() -> str:
+    """Returns the one in use."""
+    return _cpp.path_in_use()
+
+
+def use_path(name: str) -> None:
+    """Switches to another one; UserError for an unknown name."""
+    if not _cpp.use_path(name):
+        raise UserError(
+            f"unknown path {name!r}{nearest(name, path_names())}; this machine has {', '.join(path_names())}; "
+            f"set MSLLM_PATH to one of them, or to nothing for the fastest"
+        )
+
+
+if os.environ.get("MSLLM_PATH"):
+    use_path(os.environ["MSLLM_PATH"])

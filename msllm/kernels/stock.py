@@ -36,6 +36,22 @@ def embedding(ids, weight):
     return ops.gather(weight, ids, 0)
 
 
+def embedding_sum(ids, weights):
+    """Returns the sum of rows of several tables: ids int32 (...), weights (V_i, D) -> (..., D).
+
+    The first ids give the shape; the others may have 1 where it has B, and then serve every batch row.
+    """
+    total = embedding(ids[0], weights[0])
+    for more, weight in zip(ids[1:], weights[1:]):
+        total = total + embedding(more, weight)
+    return total
+
+
+def linear_gelu(x, weight, bias, approximate="none"):
+    """Returns GELU(x @ weight.T + bias): x (..., I), weight (O, I), bias (O,) -> (..., O)."""
+    return gelu(linear(x, weight, bias), approximate)
+
+
 def gelu(x, approximate="none"):
     """Returns GELU of x: "none" uses erf, "tanh" its tanh approximation (Hendrycks and Gimpel 2016, section 2)."""
     if approximate == "none":
@@ -63,6 +79,18 @@ def rms_norm(x, weight, eps):
     return x * ops.rsqrt(ops.mean(x * x, -1, True) + eps) * weight
 
 
+def add_layer_norm(x, add, weight, bias, eps):
+    """Returns x + add and its LayerNorm over the last axis: x and add (..., D), weight (D,), bias (D,)."""
+    total = x + add
+    return total, layer_norm(total, weight, bias, eps)
+
+
+def add_rms_norm(x, add, weight, eps):
+    """Returns x + add and its RMSNorm over the last axis: x and add (..., D), weight (D,)."""
+    total = x + add
+    return total, rms_norm(total, weight, eps)
+
+
 def rotary(x_BTHC, cos_NTR, sin_NTR):
     """Returns x with each pair (c, c + C/2) turned by its angle: cos and sin (N, T, C/2), N is 1 or B.
 
@@ -73,6 +101,12 @@ def rotary(x_BTHC, cos_NTR, sin_NTR):
     sin = ops.expand_dims(sin_NTR, 2)
     low, high = x_BTHC[..., :half], x_BTHC[..., half:]
     return ops.concat((low * cos - high * sin, high * cos + low * sin), -1)
+
+
+def rotary_angles(position_ids, frequency):
+    """Returns cos and sin (N, T, R) of position * frequency: position_ids int32 (N, T), frequency (R,)."""
+    angle = ops.expand_dims(ops.cast(position_ids, ms.float32), -1) * frequency
+    return ops.cos(angle), ops.sin(angle)
 
 
 def attention(
@@ -115,6 +149,30 @@ def attention(
         weights = _drop(weights, dropout)
     out = _batch_matmul(ops.reshape(weights, (B, K, H // K * T, L)), v_BKLC)
     return ops.transpose(ops.reshape(out, (B, H, T, C)), (0, 2, 1, 3))
+
+
+def packed_attention(
+    qkv_BTP, heads, interleaved, scale, causal=True, key_mask=None, row_start=None, slopes=None, dropout=0.0
+):
+    """Returns attention of queries, keys and values that one projection made: (B, T, 3 H C) -> (B, T, H C).
+
+    Args:
+        qkv_BTP: float32; the last axis is (3, H, C), or (H, 3, C) where ``interleaved``.
+        heads: H.
+        The others as in ``attention``.
+    """
+    parts = split_packed(qkv_BTP, heads, interleaved)
+    out = attention(*parts, scale, causal, key_mask, row_start, slopes, None, dropout)
+    return ops.reshape(out, (*qkv_BTP.shape[:2], -1))
+
+
+def split_packed(qkv_BTP, heads, interleaved):
+    """Returns the three parts (B, T, H, C) of a packed projection; see packed_attention."""
+    B, T, P = qkv_BTP.shape
+    if interleaved:
+        return ops.split(ops.reshape(qkv_BTP, (B, T, heads, P // heads)), P // heads // 3, axis=3)
+    # mint.split has a wrong gradient in MindSpore 2.9.0.
+    return ops.split(ops.reshape(qkv_BTP, (B, T, 3 * heads, P // heads // 3)), heads, axis=2)
 
 
 def _softmax(scores):
@@ -225,3 +283,17 @@ def cache_write(cache_BSKC, new_BTKC, start):
     # Assigning a view reads the wrong numbers in MindSpore 2.9.0 (keys and values are slices of one projection).
     cache_BSKC[:, start : start + new_BTKC.shape[1]] = new_BTKC.contiguous()
     return cache_BSKC
+
+
+def make_decoder(blocks):
+    """Returns a function that runs a few tokens through whole decoder blocks, or None where the device has none.
+
+    Args:
+        blocks: a layers.BlockParts for each.
+
+    What is returned has ``takes(shape)``, whether x of that shape (B, T, D) is few enough tokens, and is called as
+    f(x_BTD, keys, values, start, key_mask, rotary, slopes): keys and values are the caches (B, S, K, C) of each block,
+    which take in the new tokens at ``start``; key_mask int32 (B, start + T); rotary (cos, sin), each (1 or B, T, C/2);
+    slopes (H,); each of the last three may be None. It returns x after all blocks, (B, T, D), without a gradient.
+    """
+    return None

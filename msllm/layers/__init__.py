@@ -1,12 +1,14 @@
 """nn.Cells and functions that models share. Shapes: B batch, T tokens, S keys, D width, H heads, K key-value heads,
 C head width, R = C/2 rotary pairs."""
 
-from msllm.layers.attention import attend
+from msllm.layers.attention import attend, attend_packed
 from msllm.layers.basic import Dropout, Embedding, LayerNorm, Linear, RMSNorm, parameter
 from msllm.layers.cache import KVCache
+from msllm.layers.decoder import BlockParts, run_blocks
 from msllm.layers.positions import Rotary, alibi_slopes, positions
 
 __all__ = [
+    "BlockParts",
     "Dropout",
     "Embedding",
     "KVCache",
@@ -16,6 +18,8 @@ __all__ = [
     "Rotary",
     "alibi_slopes",
     "attend",
+    "attend_packed",
     "parameter",
     "positions",
+    "run_blocks",
 ]

@@ -36,3 +36,33 @@ def attend(
         k, v, length = cache.update(layer, k_BTKC, v_BTKC)
         out = kernels.attention(q_BTHC, k, v, scale, causal, key_mask, row_start, slopes, length, dropout)
     return out.reshape(B, T, H * C)
+
+
+def attend_packed(
+    qkv_BTP,
+    heads,
+    interleaved,
+    scale,
+    causal=True,
+    key_mask=None,
+    row_start=None,
+    slopes=None,
+    dropout=0.0,
+    cache=None,
+    layer=0,
+):
+    """The same for queries, keys and values that one projection made.
+
+    Args:
+        qkv_BTP: (B, T, 3 * H * C); the last axis is (3, H, C), or (H, 3, C) where ``interleaved``.
+        heads: H; the others as for attend.
+
+    Returns:
+        (B, T, H * C).
+    """
+    if cache is None:
+        return kernels.packed_attention(
+            qkv_BTP, heads, interleaved, scale, causal, key_mask, row_start, slopes, dropout
+        )
+    parts = kernels.split_packed(qkv_BTP, heads, interleaved)
+    return attend(*parts, scale, causal, key_mask, row_start, slopes, dropout, cache, layer)

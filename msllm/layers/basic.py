@@ -36,6 +36,12 @@ class Linear(nn.Cell):
         """x (..., I) -> (..., O)."""
         return kernels.linear(x, self.weight, self.bias)
 
+    def gelu(self, x, kind: str):
+        """x (..., I) -> GELU(y) (..., O); ``kind`` as for kernels.gelu."""
+        if self.bias is None:
+            return kernels.gelu(self.construct(x), kind)
+        return kernels.linear_gelu(x, self.weight, self.bias, kind)
+
 
 class Embedding(nn.Cell):
     """A table of ``vocab_size`` rows of width ``width``; ``weight`` has shape (V, D)."""
@@ -60,6 +66,12 @@ class LayerNorm(nn.Cell):
         """x (..., D) -> (..., D)."""
         return kernels.layer_norm(x, self.weight, self.bias, self.eps)
 
+    def add(self, x, y):
+        """x and y (..., D) -> x + y, the residual stream, and its norm; y may be None."""
+        if y is None:
+            return x, self.construct(x)
+        return kernels.add_layer_norm(x, y, self.weight, self.bias, self.eps)
+
 
 class RMSNorm(nn.Cell):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang and Sennrich 2019, equation 4)."""
@@ -71,6 +83,12 @@ class RMSNorm(nn.Cell):
     def construct(self, x):
         """x (..., D) -> (..., D)."""
         return kernels.rms_norm(x, self.weight, self.eps)
+
+    def add(self, x, y):
+        """x and y (..., D) -> x + y, the residual stream, and its norm; y may be None."""
+        if y is None:
+            return x, self.construct(x)
+        return kernels.add_rms_norm(x, y, self.weight, self.eps)
 
 
 class Dropout(nn.Cell):

@@ -7,6 +7,9 @@ from mindspore import Tensor, ops
 from msllm import kernels
 
 
+_UNKNOWN = object()
+
+
 class KVCache:
     """Keys and values of the tokens seen so far.
 
@@ -22,6 +25,15 @@ class KVCache:
         self.keys = [ops.zeros(shape, ms.float32) for _ in range(layers)]
         self.values = [ops.zeros(shape, ms.float32) for _ in range(layers)]
         self.max_length, self.length = max_length, 0
+        self._decoder = _UNKNOWN
+
+    def decoder(self, blocks):
+        """Returns the device's kernel for whole blocks, kernels.make_decoder, or None; made at the first call."""
+        if self._decoder is _UNKNOWN:
+            parts = [block.parts() for block in blocks]
+            plain = all(part is not None and part.is_plain() for part in parts)
+            self._decoder = kernels.make_decoder(parts) if plain else None
+        return self._decoder
 
     def update(self, layer: int, k_BTKC: Tensor, v_BTKC: Tensor) -> tuple[Tensor, Tensor, int]:
         """Writes the keys and values of T new tokens; returns both buffers and the number of valid keys."""

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
+from msllm import kernels
 from msllm.errors import UserError
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
@@ -14,7 +14,7 @@ ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
 
 def positions(length: int, start: int = 0) -> Tensor:
     """Returns int32 (1, T): start, start + 1, ..., for ``length`` = T tokens."""
-    return ops.arange(start, start + length, 1, dtype=ms.int32).reshape(1, length)
+    return Tensor(np.arange(start, start + length, dtype=np.int32)[None])
 
 
 class Rotary(nn.Cell):
@@ -68,10 +68,8 @@ class Rotary(nn.Cell):
         if self.kind == "dynamic" and total_length > self.max_positions:
             growth = self.factor * total_length / self.max_positions - (self.factor - 1)
             base = self.base * growth ** (self.head_width / (self.head_width - 2))
-            exponent = ops.arange(0, self.head_width, 2).astype(ms.float32) / self.head_width
-            frequency = 1.0 / ops.pow(base, exponent)
-        angle = position_ids.astype(ms.float32).expand_dims(-1) * frequency
-        return ops.cos(angle), ops.sin(angle)
+            frequency = Tensor(_inverse_frequencies(self.head_width, base))
+        return kernels.rotary_angles(position_ids, frequency)
 
 
 def _inverse_frequencies(head_width: int, base: float) -> np.ndarray:

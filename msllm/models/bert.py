@@ -79,8 +79,9 @@ class BertEmbeddings(nn.Cell):
             position_ids = positions(T)
         if token_type_ids is None:
             token_type_ids = ops.zeros_like(input_ids)
-        x_BTD = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
-        return self.dropout(self.LayerNorm(x_BTD + self.position_embeddings(position_ids)))
+        tables = (self.word_embeddings.weight, self.token_type_embeddings.weight, self.position_embeddings.weight)
+        x_BTD = kernels.embedding_sum((input_ids, token_type_ids, position_ids), tables)
+        return self.dropout(self.LayerNorm(x_BTD))
 
 
 class BertSelfAttention(nn.Cell):
@@ -118,7 +119,7 @@ class BertOutput(nn.Cell):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def construct(self, x, residual_BTD):
-        return self.LayerNorm(residual_BTD + self.dropout(self.dense(x)))
+        return self.LayerNorm.add(residual_BTD, self.dropout(self.dense(x)))[1]
 
 
 class BertAttention(nn.Cell):
@@ -142,7 +143,7 @@ class BertDense(nn.Cell):
         self.gelu_kind = GELU_KINDS[config.hidden_act]
 
     def construct(self, x_BTD):
-        return kernels.gelu(self.dense(x_BTD), self.gelu_kind)
+        return self.dense.gelu(x_BTD, self.gelu_kind)
 
 
 class BertLayer(nn.Cell):
@@ -233,7 +234,7 @@ class BertTransform(BertDense):
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def construct(self, x_BTD):
-        return self.LayerNorm(kernels.gelu(self.dense(x_BTD), self.gelu_kind))
+        return self.LayerNorm(self.dense.gelu(x_BTD, self.gelu_kind))
 
 
 class BertPredictions(nn.Cell):

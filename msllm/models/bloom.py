@@ -3,10 +3,9 @@
 import dataclasses
 from typing import ClassVar
 
-from mindspore import nn, ops
+from mindspore import nn
 
-from msllm import kernels
-from msllm.layers import Dropout, Embedding, LayerNorm, Linear, alibi_slopes, attend
+from msllm.layers import BlockParts, Dropout, Embedding, LayerNorm, Linear, alibi_slopes, attend_packed, run_blocks
 from msllm.models.causal_lm import CausalLM
 from msllm.models.config import ModelConfig
 
@@ -47,19 +46,16 @@ class BloomAttention(nn.Cell):
     def __init__(self, config: BloomConfig, layer: int):
         super().__init__()
         D, H, std = config.hidden_size, config.n_head, config.initializer_range
-        self.heads, self.head_width, self.layer, self.dropout = H, D // H, layer, config.attention_dropout
+        self.heads, self.layer, self.dropout = H, layer, config.attention_dropout
         self.scale = (D // H) ** -0.5
         self.query_key_value = Linear(D, 3 * D, std=std)
         self.dense = Linear(D, D, std=std)
 
     def construct(self, x_BTD, slopes, key_mask, row_start, cache):
-        B, T, _ = x_BTD.shape
-        qkv = self.query_key_value(x_BTD).reshape(B, T, self.heads, 3 * self.head_width)
-        q_BTHC, k_BTHC, v_BTHC = ops.split(qkv, self.head_width, axis=3)  # not mint.split: see gpt2.py
-        out = attend(
-            q_BTHC,
-            k_BTHC,
-            v_BTHC,
+        out = attend_packed(
+            self.query_key_value(x_BTD),
+            self.heads,
+            True,
             self.scale,
             True,
             key_mask,
@@ -82,11 +78,14 @@ class BloomMLP(nn.Cell):
         self.dense_4h_to_h = Linear(4 * D, D, std=std)
 
     def construct(self, x_BTD):
-        return self.dense_4h_to_h(kernels.gelu(self.dense_h_to_4h(x_BTD), "tanh"))
+        return self.dense_4h_to_h(self.dense_h_to_4h.gelu(x_BTD, "tanh"))
 
 
 class BloomBlock(nn.Cell):
-    """Pre-norm; the residual starts before the norm, or after it where the config says so."""
+    """Pre-norm; the residual starts before the norm, or after it where the config says so.
+
+    A sum is taken together with the norm that follows it, so the block gets and gives its last sum as two terms.
+    """
 
     def __init__(self, config: BloomConfig, layer: int):
         super().__init__()
@@ -97,13 +96,33 @@ class BloomBlock(nn.Cell):
         self.mlp = BloomMLP(config)
         self.dropout = Dropout(config.hidden_dropout)
 
-    def construct(self, x_BTD, slopes, key_mask, row_start, cache):
-        normed = self.input_layernorm(x_BTD)
-        residual = normed if self.residual_after_norm else x_BTD
-        x_BTD = residual + self.dropout(self.self_attention(normed, slopes, key_mask, row_start, cache))
-        normed = self.post_attention_layernorm(x_BTD)
-        residual = normed if self.residual_after_norm else x_BTD
-        return residual + self.dropout(self.mlp(normed))
+    def construct(self, x_BTD, update_BTD, slopes, key_mask, row_start, cache):
+        x_BTD, normed_BTD = self.input_layernorm.add(x_BTD, update_BTD)
+        residual_BTD = normed_BTD if self.residual_after_norm else x_BTD
+        attention_BTD = self.dropout(self.self_attention(normed_BTD, slopes, key_mask, row_start, cache))
+        x_BTD, normed_BTD = self.post_attention_layernorm.add(residual_BTD, attention_BTD)
+        residual_BTD = normed_BTD if self.residual_after_norm else x_BTD
+        return residual_BTD, self.dropout(self.mlp(normed_BTD))
+
+    def parts(self) -> BlockParts | None:
+        if self.residual_after_norm:
+            return None
+        attention, mlp = self.self_attention, self.mlp
+        H, C = attention.heads, self.input_layernorm.weight.shape[0] // attention.heads
+        return BlockParts(
+            self.input_layernorm,
+            self.post_attention_layernorm,
+            (attention.query_key_value,),
+            attention.dense,
+            mlp.dense_h_to_4h,
+            mlp.dense_4h_to_h,
+            H,
+            H,
+            C,
+            attention.scale,
+            gelu_kind="tanh",
+            interleaved=True,
+        )
 
 
 class BloomModel(nn.Cell):
@@ -119,9 +138,8 @@ class BloomModel(nn.Cell):
 
     def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
         x_BTD = self.word_embeddings_layernorm(self.word_embeddings(input_ids))
-        for block in self.h:
-            x_BTD = block(x_BTD, self.slopes, attention_mask, row_start, cache)
-        return self.ln_f(x_BTD)
+        x_BTD, update_BTD = run_blocks(self.h, x_BTD, attention_mask, row_start, cache, slopes=self.slopes)
+        return self.ln_f.add(x_BTD, update_BTD)[1]
 
 
 class BloomForCausalLM(CausalLM):

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import ClassVar
 
-from mindspore import nn, ops
+from mindspore import nn
 
 from msllm import kernels
-from msllm.layers import Dropout, Embedding, LayerNorm, Linear, attend, positions
+from msllm.layers import BlockParts, Dropout, Embedding, LayerNorm, Linear, attend_packed, positions, run_blocks
 from msllm.layers.basic import GELU_KINDS
 from msllm.models.causal_lm import CausalLM
 from msllm.models.config import ModelConfig
@@ -56,7 +56,7 @@ class GPT2Attention(nn.Cell):
     def __init__(self, config: GPT2Config, layer: int):
         super().__init__()
         D, H = config.n_embd, config.n_head
-        self.heads, self.head_width, self.layer, self.dropout = H, D // H, layer, config.attn_pdrop
+        self.heads, self.layer, self.dropout = H, layer, config.attn_pdrop
         self.scale = (D // H) ** -0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
@@ -64,13 +64,10 @@ class GPT2Attention(nn.Cell):
         self.c_proj = Linear(D, D, std=_residual_std(config))
 
     def construct(self, x_BTD, key_mask, row_start, cache):
-        B, T, _ = x_BTD.shape
-        qkv = self.c_attn(x_BTD).reshape(B, T, 3 * self.heads, self.head_width)
-        q_BTHC, k_BTHC, v_BTHC = ops.split(qkv, self.heads, axis=2)  # mint.split has a wrong gradient in 2.9.0
-        out = attend(
-            q_BTHC,
-            k_BTHC,
-            v_BTHC,
+        out = attend_packed(
+            self.c_attn(x_BTD),
+            self.heads,
+            False,
             self.scale,
             True,
             key_mask,
@@ -94,11 +91,14 @@ class GPT2MLP(nn.Cell):
         self.c_proj = Linear(F, D, std=_residual_std(config))
 
     def construct(self, x_BTD):
-        return self.c_proj(kernels.gelu(self.c_fc(x_BTD), self.gelu_kind))
+        return self.c_proj(self.c_fc.gelu(x_BTD, self.gelu_kind))
 
 
 class GPT2Block(nn.Cell):
-    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    A sum is taken together with the norm that follows it, so the block gets and gives its last sum as two terms.
+    """
 
     def __init__(self, config: GPT2Config, layer: int):
         super().__init__()
@@ -108,9 +108,28 @@ class GPT2Block(nn.Cell):
         self.mlp = GPT2MLP(config)
         self.dropout = Dropout(config.resid_pdrop)
 
-    def construct(self, x_BTD, key_mask, row_start, cache):
-        x_BTD = x_BTD + self.dropout(self.attn(self.ln_1(x_BTD), key_mask, row_start, cache))
-        return x_BTD + self.dropout(self.mlp(self.ln_2(x_BTD)))
+    def construct(self, x_BTD, update_BTD, key_mask, row_start, cache):
+        x_BTD, normed_BTD = self.ln_1.add(x_BTD, update_BTD)
+        attention_BTD = self.dropout(self.attn(normed_BTD, key_mask, row_start, cache))
+        x_BTD, normed_BTD = self.ln_2.add(x_BTD, attention_BTD)
+        return x_BTD, self.dropout(self.mlp(normed_BTD))
+
+    def parts(self) -> BlockParts:
+        attention, mlp = self.attn, self.mlp
+        H, C = attention.heads, self.ln_1.weight.shape[0] // attention.heads
+        return BlockParts(
+            self.ln_1,
+            self.ln_2,
+            (attention.c_attn,),
+            attention.c_proj,
+            mlp.c_fc,
+            mlp.c_proj,
+            H,
+            H,
+            C,
+            attention.scale,
+            gelu_kind=mlp.gelu_kind,
+        )
 
 
 class GPT2Model(nn.Cell):
@@ -132,10 +151,10 @@ class GPT2Model(nn.Cell):
             if start + T > self.n_positions:
                 raise ValueError(f"{start + T} tokens do not fit into {self.n_positions} positions")
             position_ids = positions(T, start)
-        x_BTD = self.drop(self.wte(input_ids) + self.wpe(position_ids))
-        for block in self.h:
-            x_BTD = block(x_BTD, attention_mask, row_start, cache)
-        return self.ln_f(x_BTD)
+        tables = (self.wte.weight, self.wpe.weight)
+        x_BTD = self.drop(kernels.embedding_sum((input_ids, position_ids), tables))
+        x_BTD, update_BTD = run_blocks(self.h, x_BTD, attention_mask, row_start, cache)
+        return self.ln_f.add(x_BTD, update_BTD)[1]
 
 
 class GPT2LMHeadModel(CausalLM):

@@ -6,7 +6,7 @@ import dataclasses
 from mindspore import nn
 
 from msllm import kernels
-from msllm.layers import Embedding, Linear, RMSNorm, Rotary, attend, positions
+from msllm.layers import BlockParts, Embedding, Linear, RMSNorm, Rotary, attend, positions, run_blocks
 from msllm.models.causal_lm import CausalLM
 from msllm.models.config import ModelConfig
 
@@ -111,7 +111,10 @@ class LlamaMLP(nn.Cell):
 
 
 class LlamaBlock(nn.Cell):
-    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    A sum is taken together with the norm that follows it, so the block gets and gives its last sum as two terms.
+    """
 
     def __init__(self, config: LlamaConfig, layer: int):
         super().__init__()
@@ -120,9 +123,27 @@ class LlamaBlock(nn.Cell):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def construct(self, x_BTD, cos, sin, key_mask, row_start, cache):
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos, sin, key_mask, row_start, cache)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+    def construct(self, x_BTD, update_BTD, cos, sin, key_mask, row_start, cache):
+        x_BTD, normed_BTD = self.input_layernorm.add(x_BTD, update_BTD)
+        attention_BTD = self.self_attn(normed_BTD, cos, sin, key_mask, row_start, cache)
+        x_BTD, normed_BTD = self.post_attention_layernorm.add(x_BTD, attention_BTD)
+        return x_BTD, self.mlp(normed_BTD)
+
+    def parts(self) -> BlockParts:
+        attention, mlp = self.self_attn, self.mlp
+        return BlockParts(
+            self.input_layernorm,
+            self.post_attention_layernorm,
+            (attention.q_proj, attention.k_proj, attention.v_proj),
+            attention.o_proj,
+            mlp.up_proj,
+            mlp.down_proj,
+            attention.heads,
+            attention.kv_heads,
+            attention.head_width,
+            attention.scale,
+            gate=mlp.gate_proj,
+        )
 
 
 class LlamaModel(nn.Cell):
@@ -142,9 +163,8 @@ class LlamaModel(nn.Cell):
             position_ids = positions(T, start)
         cos, sin = self.rotary(position_ids, start + T)
         x_BTD = self.embed_tokens(input_ids)
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, cos, sin, attention_mask, row_start, cache)
-        return self.norm(x_BTD)
+        x_BTD, update_BTD = run_blocks(self.layers, x_BTD, attention_mask, row_start, cache, rotary=(cos, sin))
+        return self.norm.add(x_BTD, update_BTD)[1]
 
 
 class LlamaForCausalLM(CausalLM):

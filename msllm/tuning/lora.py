@@ -54,6 +54,10 @@ class LoraLinear(nn.Cell):
         update = self.lora_B(self.lora_A(self.dropout(x)))
         return kernels.linear(x, self.weight, self.bias) + update * self.scaling
 
+    def gelu(self, x, kind: str):
+        """x (..., I) -> GELU(y) (..., O), as Linear has it."""
+        return kernels.gelu(self.construct(x), kind)
+
 
 def linear_names(model: nn.Cell) -> list[str]:
     """Returns the full names of the model's linear layers."""

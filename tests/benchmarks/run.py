@@ -1,187 +1,161 @@
-"""msllm beside PyTorch on the same weights, taking turns.
+"""msllm beside PyTorch on the same weights, taking turns: ``make bench``.
 
-``make bench``, or ``python -m tests.benchmarks.run --quick``.
+    python -m tests.benchmarks.run                  # every part: most of an hour on two cores
+    python -m tests.benchmarks.run decode prompt    # some of them
+    python -m tests.benchmarks.run train --quick    # tiny models, seconds, numbers without meaning; writes no files
 
-Prints a table and writes tests/benchmarks/results/core.json.
+Prints a table a part and writes PART.json, and a picture where there is one, into tests/benchmarks/results/. Each
+part, and what is in its file: README.md in this folder.
 """
 
+import argparse
+import dataclasses
 import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+from tests.benchmarks import decode, growth, memory, startup, steady, train
+from tests.benchmarks.cases import Decode, Growth, Memory, Prompt, Startup, Steady, Train, bert, gpt2, llama
+from tests.benchmarks.process import Pool, machine
+from tests.benchmarks.table import aligned
 
-SHAPE = ("width", "layers", "heads", "batch", "length", "vocab")
-TRAIN = {
-    "d=256, 4 layers, B=8, T=128, V=1000": dict(zip(SHAPE, (256, 4, 4, 8, 128, 1000))),
-    "GPT-2 small, B=2, T=128": dict(zip(SHAPE, (768, 12, 12, 2, 128, 50257))),
+SMALL = gpt2(256, 4, 4, vocab=1000)
+LLAMA_160M = llama(768, 12, 12, kv_heads=12, inner=3072)
+LLAMA_GROUPED = llama(512, 8, 8, kv_heads=4, inner=1408)
+BERT_SMALL = bert(512, 4, 8, inner=2048)
+
+TINY, TINY_LLAMA = gpt2(64, 2, 2, vocab=300, positions=128), llama(64, 2, 4, kv_heads=2, inner=96, vocab=100)
+TINY_BERT = bert(64, 2, 2, inner=128, vocab=100)
+
+# What is measured, and the goals. Ratios of times are msllm / PyTorch, ratios of speeds too.
+CASES: dict[str, list] = {
+    "train": [
+        Train("GPT-2 style d=256, 4 layers, B=8, T=128, V=1000", SMALL, batch=8, length=128, goal=0.70),
+        Train("GPT-2 small, B=2, T=128", gpt2(), batch=2, length=128, goal=0.60),
+        Train("LLaMA d=512, 8 layers, grouped-query, B=2, T=512", LLAMA_GROUPED, batch=2, length=512, goal=0.70),
+        Train("BERT small d=512, 4 layers, B=16, T=128", BERT_SMALL, batch=16, length=128, goal=0.70),
+    ],
+    "decode": [
+        Decode("GPT-2 small, batch 1", gpt2(), batch=1, goal=1.6, share_goal=0.75),
+        Decode("LLaMA 160M, batch 1", LLAMA_160M, batch=1, goal=1.6, share_goal=0.75),
+        Decode("GPT-2 small, batch 8", gpt2(), batch=8, goal=1.5, share_goal=None),
+        Decode("LLaMA 160M, batch 8", LLAMA_160M, batch=8, goal=1.5, share_goal=None),
+    ],
+    "prompt": [
+        Prompt("GPT-2 small, 1024 tokens", gpt2(positions=2048), length=1024, goal=0.8),
+        Prompt("LLaMA 160M, 1024 tokens", LLAMA_160M, length=1024, goal=0.8),
+    ],
+    # Linear growth upon a constant part at most doubles; 5% for the allocator.
+    "memory": [
+        Memory(
+            "GPT-2 style d=256, 4 layers, B=1, V=1000",
+            gpt2(256, 4, 4, vocab=1000, positions=4096),
+            lengths=(512, 1024, 2048, 4096),
+            goal=2.1,
+        )
+    ],
+    "startup": [Startup("GPT-2 small, fp32", gpt2(), goal=4.0)],
+    "growth": [
+        Growth(
+            "GPT-2 style d=256, 4 layers, T=128, B=8, V=1000",
+            base={"width": 256, "layers": 4, "length": 128, "batch": 8},
+            values={
+                "width": (128, 256, 512, 1024),
+                "layers": (2, 4, 8, 16),
+                "length": (64, 128, 256, 512, 1024),
+                "batch": (1, 2, 4, 8, 16, 32),
+            },
+        )
+    ],
+    "steady": [Steady("GPT-2 style d=256, 4 layers, B=8, T=128, V=1000", SMALL, batch=8, length=128)],
 }
-QUICK = {"d=64, 2 layers, B=2, T=32, V=100": dict(zip(SHAPE, (64, 2, 2, 2, 32, 100)))}
 
-
-class Worker:
-    """A worker process; ``ask`` sends a command and returns its answer."""
-
-    def __init__(self, kind: str, folder: str):
-        # A library's own messages stay out of the table; its errors are kept and shown if it dies.
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  lives as long as the process
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.benchmarks.worker", kind, folder],
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
+# The same code paths in seconds; the numbers mean nothing.
+QUICK: dict[str, list] = {
+    "train": [
+        Train(name, config, batch=2, length=32, goal=1.0, rounds=3, compiled=False)
+        for name, config in (("tiny GPT-2", TINY), ("tiny LLaMA", TINY_LLAMA), ("tiny BERT", TINY_BERT))
+    ],
+    "decode": [
+        Decode("tiny GPT-2, batch 2", TINY, 2, goal=1.0, share_goal=0.75, prompt=8, new=8, rounds=2),
+        Decode("tiny LLaMA, batch 2", TINY_LLAMA, 2, goal=1.0, share_goal=None, prompt=8, new=8, rounds=2),
+    ],
+    "prompt": [Prompt("tiny GPT-2, 64 tokens", TINY, length=64, goal=1.0, rounds=2)],
+    "memory": [Memory("tiny GPT-2", TINY, lengths=(32, 64), goal=2.1)],
+    "startup": [Startup("tiny GPT-2", TINY, goal=30.0, runs=1, warm_up=False)],
+    "growth": [
+        Growth(
+            "tiny GPT-2",
+            base={"width": 32, "layers": 1, "length": 16, "batch": 1},
+            values={"width": (32, 64), "layers": (1, 2), "length": (16, 32), "batch": (1, 2)},
+            vocab=100,
+            head_width=16,
+            steps=3,
         )
-
-    def ask(self, **command) -> dict:
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        while line := self.process.stdout.readline():
-            if line.startswith("{"):
-                return json.loads(line)
-        self.errors.seek(0)
-        raise SystemExit(f"a worker died at {command['do']}:\n{self.errors.read()[-3000:]}")
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+    ],
+    "steady": [Steady("tiny GPT-2", TINY, batch=2, length=32, steps=30, chunk=10)],
+}
 
 
-def write_model(folder: str, case: dict) -> None:
-    """Saves a random GPT-2 of the case's shape."""
-    from msllm.models.gpt2 import GPT2Config, GPT2LMHeadModel
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """How a part measures one case, and shows the results of all."""
 
-    config = GPT2Config.from_dict(
-        {
-            "n_embd": case["width"],
-            "n_layer": case["layers"],
-            "n_head": case["heads"],
-            "vocab_size": case["vocab"],
-            "n_positions": 1024,
-        }
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    measure: Callable[..., dict]
+    table: Callable[[dict], tuple[list[str], list[list[str]]]]
+    plot: Callable[[dict, Path], None] | None = None
 
 
-def summary(times: list[float]) -> dict:
-    """Median and the middle half, in milliseconds."""
-    quarters = statistics.quantiles(times, n=4)
-    return {"median_ms": statistics.median(times) * 1e3, "quartiles_ms": [quarters[0] * 1e3, quarters[2] * 1e3]}
+PARTS = {
+    "train": Part(train.measure, train.table),
+    "decode": Part(decode.measure, decode.table),
+    "prompt": Part(decode.measure_prompt, decode.table_prompt),
+    "memory": Part(memory.measure, memory.table, memory.plot),
+    "startup": Part(startup.measure, startup.table),
+    "growth": Part(growth.measure, growth.table, growth.plot),
+    "steady": Part(steady.measure, steady.table, steady.plot),
+}
+RESULTS = Path(__file__).parent / "results"
 
 
-def train(folder: str, case: dict, rounds: int) -> dict:
-    """Times train steps in turns of one, and reads peak memory beyond the import."""
-    sides = {kind: Worker(kind, folder) for kind in ("msllm", "torch")}
-    losses = {}
-    for kind, worker in sides.items():
-        worker.ask(do="prepare", case=case)
-        losses[kind] = [worker.ask(do="step")["loss"] for _ in range(3)]
-    times = {kind: [] for kind in sides}
-    for _ in range(rounds):
-        for kind, worker in sides.items():
-            times[kind].append(worker.ask(do="step")["seconds"])
-    result = {
-        kind: {**summary(times[kind]), "peak_mib": worker.ask(do="memory")["mib"], "first_losses": losses[kind]}
-        for kind, worker in sides.items()
-    }
-    for worker in sides.values():
-        worker.close()
-    np.testing.assert_allclose(losses["msllm"], losses["torch"], rtol=1e-4)  # the same work was timed
-    result["ratio"] = result["msllm"]["median_ms"] / result["torch"]["median_ms"]
-    return result
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    output = options.output or (None if options.quick else RESULTS)
+    with Pool(reuse=options.quick) as pool:
+        facts = machine(pool)
+        for name in options.parts or PARTS:
+            run_part(name, options.quick, output, pool, facts)
 
 
-def decode(folder: str, case: dict, rounds: int, prompt_length: int, count: int) -> dict:
-    """Times greedy decoding in turns and measures the bandwidth between the turns."""
-    prompt = np.random.default_rng(1).integers(0, case["vocab"], prompt_length).tolist()
-    sides = {kind: Worker(kind, folder) for kind in ("msllm", "torch")}
-    meter = Worker("bandwidth", folder)
-    ids = {kind: worker.ask(do="greedy", prompt=prompt, count=count)["ids"] for kind, worker in sides.items()}
-    times, speeds = {kind: [] for kind in sides}, []
-    for _ in range(rounds):
-        speeds.append(meter.ask(do="bandwidth")["gb_per_s"])
-        for kind, worker in sides.items():
-            times[kind].append(worker.ask(do="greedy", prompt=prompt, count=count)["seconds"])
-    for worker in (*sides.values(), meter):
-        worker.close()
-    size = (Path(folder) / "model.safetensors").stat().st_size - 4 * 1024 * case["width"]  # positions: one row a token
-    speed = statistics.median(speeds)
-    floor = size / speed / 1e9
-    result = {"bandwidth_gb_per_s": speed, "floor_ms_per_token": floor * 1e3, "same_ids": ids["msllm"] == ids["torch"]}
-    for kind in sides:
-        per_token = statistics.median(times[kind]) / count
-        result[kind] = {
-            "tokens_per_s": 1 / per_token,
-            "share_of_bandwidth": floor / per_token,
-            "spread_tokens_per_s": [count / max(times[kind]), count / min(times[kind])],
-        }
-    result["ratio"] = result["msllm"]["tokens_per_s"] / result["torch"]["tokens_per_s"]
-    return result
+def run_part(name: str, quick: bool, output: Path | None, pool: Pool, facts: dict) -> None:
+    """Measures every case of a part, prints the table, and writes the files where ``output`` is a folder."""
+    part, results = PARTS[name], {}
+    for case in (QUICK if quick else CASES)[name]:
+        results[case.name] = part.measure(case, pool)
+    print(aligned(*part.table(results)), flush=True)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        content = {"part": name, "quick": quick, "machine": facts, "cases": results}
+        (output / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+        if part.plot is not None:
+            part.plot(results, output / f"{name}.png")
+        print(f"written to {output / name}.json")
+    print(flush=True)
 
 
-def show(results: dict) -> None:
-    print(f"{'train step':38} {'msllm ms':>22} {'torch ms':>22} {'ratio':>6} {'peak MiB':>14}")
-    for name, r in results["train"].items():
-        cells = [
-            f"{r[k]['median_ms']:.1f} ({r[k]['quartiles_ms'][0]:.1f}-{r[k]['quartiles_ms'][1]:.1f})"
-            for k in ("msllm", "torch")
-        ]
-        peaks = f"{r['msllm']['peak_mib']:.0f} / {r['torch']['peak_mib']:.0f}"
-        print(f"{name:38} {cells[0]:>22} {cells[1]:>22} {r['ratio']:>6.2f} {peaks:>14}")
-    for name, r in results["decode"].items():
-        print(
-            f"\ndecode {name}: bandwidth {r['bandwidth_gb_per_s']:.1f} GB/s, floor {r['floor_ms_per_token']:.1f} "
-            f"ms/token, same ids: {r['same_ids']}"
-        )
-        for kind in ("msllm", "torch"):
-            low, high = r[kind]["spread_tokens_per_s"]
-            print(
-                f"  {kind:6} {r[kind]['tokens_per_s']:7.1f} tokens/s ({low:.1f}-{high:.1f})  "
-                f"{r[kind]['share_of_bandwidth']:.0%} of the bandwidth"
-            )
-        print(f"  ratio  {r['ratio']:7.2f}")
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Returns parts, quick and output; an unknown part ends with the list of those that there are."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.run", description=__doc__.split("\n")[0])
+    parser.add_argument("parts", nargs="*", type=_part, metavar="PART", help=f"default all: {', '.join(PARTS)}")
+    parser.add_argument("--quick", action="store_true", help="tiny models, to see that everything runs")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the files; default results/, here")
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    quick = "--quick" in sys.argv[1:]
-    cases, rounds = (QUICK, 5) if quick else (TRAIN, 21)
-    results: dict = {
-        "machine": {
-            "system": platform.platform(),
-            "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0)),
-            "date": time.strftime("%Y-%m-%d"),
-        },
-        "train": {},
-        "decode": {},
-    }
-    for name, case in cases.items():
-        with tempfile.TemporaryDirectory() as folder:
-            write_model(folder, case)
-            results["train"][name] = train(folder, case, rounds)
-            if name == list(cases)[-1]:
-                shape = (8, 8) if quick else (32, 64)
-                title = f"{name.split(',')[0]}, prompt {shape[0]} + {shape[1]} tokens, batch 1"
-                results["decode"][title] = decode(folder, case, 3 if quick else 7, *shape)
-    show(results)
-    if not quick:
-        path = Path(__file__).parent / "results" / "core.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(results, indent=2) + "\n")
-        print(f"\nwritten to {path.relative_to(Path.cwd())}")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
+def _part(name: str) -> str:
+    if name not in PARTS:
+        raise argparse.ArgumentTypeError(f"unknown part {name!r}; valid are {', '.join(PARTS)}")
+    return name
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""One side of a comparison, in a process of its own: ``python -m tests.benchmarks.worker msllm|torch FOLDER``.
+"""One side of a comparison in a process of its own: ``python -m tests.benchmarks.worker SIDE``, one of SIDES.
 
-Reads commands as JSON lines and answers each with one, so that the parent can take turns between two workers.
+Reads commands as JSON lines, ``{"do": NAME, ...arguments}``, and answers each with one JSON line: what the method NAME
+of the side returns and the ``seconds`` that it took, or an ``error``. The parent takes turns between workers.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import sys
@@ -11,126 +14,87 @@ from pathlib import Path
 
 import numpy as np
 
+SIDES = {
+    "msllm": "tests.benchmarks.msllm_side:Msllm",
+    "eager": "tests.benchmarks.torch_side:Eager",
+    "compile": "tests.benchmarks.torch_side:Compiled",
+    "bandwidth": "tests.benchmarks.torch_side:Bandwidth",
+}
+IGNORE_INDEX = -100
+_MASKED_SHARE = 0.15  # of the tokens are targets of the masked-LM loss (Devlin et al. 2019, section 3.1)
+
 
 def memory_mib(field: str) -> float:
-    """VmRSS (now) or VmHWM (peak) of this process."""
+    """VmRSS (now) or VmHWM (peak) of this process, in MiB."""
     text = Path("/proc/self/status").read_text()
     return int(text.split(f"{field}:")[1].split()[0]) / 1024
 
 
-def batch(case: dict) -> np.ndarray:
+def forget_peak() -> None:
+    """Starts VmHWM anew from what is resident now; where the kernel refuses, the peak counts loading too."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def batch(family: str, vocab: int, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random ids and the targets at each position, both int32 (rows, length), equal on every side."""
     rng = np.random.default_rng(0)
-    return rng.integers(0, case["vocab"], (case["batch"], case["length"])).astype(np.int32)
+    ids = rng.integers(0, vocab, (rows, length)).astype(np.int32)
+    targets = np.full_like(ids, IGNORE_INDEX)
+    if family == "bert":
+        masked = rng.random(ids.shape) < _MASKED_SHARE
+        targets[masked] = ids[masked]
+        ids[masked] = vocab - 1  # any one id will do as the mask token
+    else:
+        targets[:, :-1] = ids[:, 1:]
+    return ids, targets
 
 
-class Msllm:
-    def __init__(self, folder: str):
-        import msllm
-        from msllm import kernels  # noqa: F401  sets the device up, before memory is measured
+class Side:
+    """What both sides answer; they give ``load``, ``prepare``, ``self.step`` and ``_greedy``.
 
+    ``base`` is the resident memory in MiB after imports and device start: peaks are counted from there.
+    """
+
+    def __init__(self):
         self.base = memory_mib("VmRSS")
-        self.model = msllm.from_pretrained(folder)
 
-    def prepare(self, case: dict) -> None:
-        from msllm.training.losses import causal_lm_loss, to_device
-        from msllm.training.optimizer import AdamW
-        from msllm.training.step import build_step
+    def steps(self, count: int = 1) -> dict:
+        """Runs train steps; returns their losses, their times in seconds and the memory in MiB afterwards."""
+        losses, times = [], []
+        for _ in range(count):
+            start = time.perf_counter()
+            losses.append(self.step())
+            times.append(time.perf_counter() - start)
+        return {"losses": losses, "times": times, "rss_mib": memory_mib("VmRSS")}
 
-        for cell in self.model.cells_and_names():
-            if hasattr(cell[1], "p"):
-                cell[1].p = 0.0
-        self.model.set_train(True)
-        for block in self.model.transformer.h:
-            block.attn.dropout = 0.0
-        optimizer = AdamW(self.model.trainable_params(), (0.9, 0.999), 1e-8, 0.1)
-        step = build_step(self.model, causal_lm_loss, optimizer, 0.0, False)
-        ids = batch(case)
-        data = {"input_ids": ids, "labels": ids, "attention_mask": np.ones_like(ids)}
-        self.step = lambda: step([to_device(data)], 1e-4)[0]
+    def memory(self) -> dict:
+        """Peak resident memory since ``prepare`` beyond ``base``, and ``base``, in MiB."""
+        return {"peak_mib": memory_mib("VmHWM") - self.base, "base_mib": self.base}
 
-    def greedy(self, prompt: list[int], count: int) -> list[int]:
-        from msllm.generation import GenerationConfig, generate_ids
-
-        config = GenerationConfig(max_new_tokens=count, eos_token_id=[])
-        return generate_ids(self.model, [prompt], config)[0].ids
-
-
-class Torch:
-    def __init__(self, folder: str):
-        import torch
-        from safetensors.numpy import load_file
-
-        from tests.benchmarks.torch_models import load
-
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-        self.base = memory_mib("VmRSS")
-        config = json.loads((Path(folder) / "config.json").read_text())
-        self.model = load(
-            load_file(Path(folder) / "model.safetensors"),
-            width=config["n_embd"],
-            layers=config["n_layer"],
-            heads=config["n_head"],
-            positions=config["n_positions"],
-            vocab=config["vocab_size"],
-        )
-
-    def prepare(self, case: dict) -> None:
-        import torch
-        import torch.nn.functional as F
-
-        decayed = [p for p in self.model.parameters() if p.dim() > 1]
-        rest = [p for p in self.model.parameters() if p.dim() <= 1]
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": rest, "weight_decay": 0.0}], lr=1e-4, weight_decay=0.1, fused=True
-        )
-        ids = torch.tensor(batch(case).astype(np.int64))
-        model = torch.compile(self.model) if case.get("compile") else self.model
-
-        def step() -> float:
-            optimizer.zero_grad()
-            logits = model(ids)
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-            loss.backward()
-            optimizer.step()
-            return loss.item()
-
-        self.step = step
-
-    def greedy(self, prompt: list[int], count: int) -> list[int]:
-        return self.model.greedy(prompt, count)
-
-
-def bandwidth() -> float:
-    """The memory bandwidth that reading 500 MB once reaches, best of ten, in GB/s."""
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    matrix, vector = torch.ones(16384, 8192), torch.ones(8192)
-    times = []
-    for _ in range(10):
+    def greedy(self, prompts: list[list[int]], count: int) -> dict:
+        """Decodes; returns the new ids a row and when each step's tokens were known, in seconds from the call."""
+        times: list[float] = []
         start = time.perf_counter()
-        torch.mv(matrix, vector)
-        times.append(time.perf_counter() - start)
-    return matrix.numel() * 4 / min(times) / 1e9
+        ids = self._greedy(prompts, count, lambda: times.append(time.perf_counter() - start))
+        return {"ids": ids, "times": times}
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def main() -> None:
-    kind, folder = sys.argv[1:]
-    side = None if kind == "bandwidth" else {"msllm": Msllm, "torch": Torch}[kind](folder)
+    module, name = SIDES[sys.argv[1]].split(":")
+    side = getattr(importlib.import_module(module), name)()
     for line in sys.stdin:
         command = json.loads(line)
         start = time.perf_counter()
-        answer: dict = {}
-        if command["do"] == "prepare":
-            side.prepare(command["case"])
-        elif command["do"] == "step":
-            answer["loss"] = side.step()
-        elif command["do"] == "greedy":
-            answer["ids"] = side.greedy(command["prompt"], command["count"])
-        elif command["do"] == "bandwidth":
-            answer["gb_per_s"] = bandwidth()
-        elif command["do"] == "memory":
-            answer["mib"] = memory_mib("VmHWM") - side.base
+        try:
+            answer = getattr(side, command.pop("do"))(**command) or {}
+        except Exception as e:  # the parent decides whether it can go on without this side
+            answer = {"error": f"{type(e).__name__}: {e}"}
         answer["seconds"] = time.perf_counter() - start
         print(json.dumps(answer), flush=True)
 

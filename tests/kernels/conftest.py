@@ -1,5 +1,7 @@
 """Fixtures of the kernel tests: the tables, and a comparison of values and gradients with PyTorch in float64."""
 
+import contextlib
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from msllm import kernels
 from msllm.kernels import cached
 
 TOLERANCE = 1e-5  # of the largest value of each tensor
+NOISE = 1e-7  # what is left where terms of order 1 cancel: a gradient that is zero by definition, say
+PATHS = ("plain", "avx2", "avx512", "amx")
 
 
 def has_cpp() -> bool:
@@ -20,15 +24,41 @@ def has_cpp() -> bool:
     return True
 
 
-@pytest.fixture(params=["stock", "cpu"])
+@pytest.fixture(params=["stock", *PATHS])
 def table(request):
-    """The kernels package with one table in use."""
-    if request.param == "cpu" and not has_cpp():
-        pytest.skip("the C++ kernels are not built here")
+    """The kernels package with one table in use, the C++ one on each of its paths."""
     before = kernels.active()
-    kernels.use(request.param)
-    yield kernels
+    if request.param == "stock":
+        kernels.use("stock")
+        yield kernels
+    else:
+        with on_path(request.param):
+            yield kernels
     kernels.use(before)
+
+
+@pytest.fixture(params=PATHS)
+def path(request):
+    """The C++ table on each of its paths."""
+    with on_path(request.param) as cpu:
+        yield cpu
+
+
+@contextlib.contextmanager
+def on_path(name):
+    """The C++ table on one path; a skip where the build or this processor has no such path."""
+    if not has_cpp():
+        pytest.skip("the C++ kernels are not built here")
+    from msllm.kernels import cpu
+
+    if name not in cpu.path_names():
+        pytest.skip(f"this processor has {', '.join(cpu.path_names())}, not {name}")
+    active, before = kernels.active(), cpu.path_in_use()
+    kernels.use("cpu")
+    cpu.use_path(name)
+    yield cpu
+    cpu.use_path(before)
+    kernels.use(active)
 
 
 @pytest.fixture
@@ -59,7 +89,7 @@ def check():
 def _assert_same(got, want, tolerance=TOLERANCE, what="value"):
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     assert got.shape == want.shape, what
-    limit = tolerance * max(np.abs(want).max(initial=0.0), 1e-30)
+    limit = max(tolerance * np.abs(want).max(initial=0.0), NOISE)
     worst = np.abs(got - want).max(initial=0.0)
     assert worst <= limit, f"{what}: off by {worst:.3g}, allowed {limit:.3g}"
 

@@ -29,17 +29,33 @@ void expect(const char* what, double got, double want) {
 void check_activations() {
   const Numbers x = numbers(1001, 1);
   Numbers y(x.size());
-  msllm::gelu(x.data(), y.data(), 1001, false);
+  msllm::plain::gelu(x.data(), y.data(), 1001, false);
   for (size_t i = 0; i < x.size(); ++i) expect("gelu", y[i], 0.5 * x[i] * std::erfc(-x[i] / std::sqrt(2.0)));
-  msllm::swiglu(x.data(), x.data(), y.data(), 1001);
+  msllm::plain::swiglu(x.data(), x.data(), y.data(), 1001);
   for (size_t i = 0; i < x.size(); ++i) expect("swiglu", y[i], x[i] * x[i] / (1.0 + std::exp(-x[i])));
+}
+
+void check_product() {
+  constexpr int M = 13, N = 70, K = 300;
+  const Numbers a = numbers(M * K, 7), b = numbers(N * K, 8);
+  Numbers many(M * N), few(8 * N);
+  msllm::plain::matmul(a.data(), b.data(), many.data(), M, N, K, false, true);
+  msllm::plain::linear_few(a.data(), {b.data(), nullptr, K, N}, nullptr, few.data(), 8);
+  for (int i = 0; i < M; ++i) {
+    for (int j = 0; j < N; ++j) {
+      double sum = 0;
+      for (int k = 0; k < K; ++k) sum += static_cast<double>(a[i * K + k]) * b[j * K + k];
+      expect("matmul", many[i * N + j], sum);
+      if (i < 8) expect("linear_few", few[i * N + j], sum);
+    }
+  }
 }
 
 void check_loss() {
   const Numbers x = numbers(3 * 37, 2);
   const int32_t labels[] = {4, -100, 36};
   Numbers loss(3), total(3);
-  msllm::cross_entropy(x.data(), labels, loss.data(), total.data(), 3, 37, -100);
+  msllm::plain::cross_entropy(x.data(), labels, loss.data(), total.data(), 3, 37, -100);
   for (int row = 0; row < 3; ++row) {
     double sum = 0;
     for (int i = 0; i < 37; ++i) sum += std::exp(x[row * 37 + i]);
@@ -74,12 +90,13 @@ void check_attention(int threads) {
   Numbers out(T * C), total(T), dq(T * C), dk(T * C), dv(T * C);
   const msllm::AttentionShape shape{1, T, T, 1, 1, C, T, 0.5f, true, nullptr, nullptr, nullptr, {}};
   const auto rows = [](const Numbers& x) { return msllm::Rows{x.data(), T * C, C, C}; };
-  msllm::attention(shape, rows(q), rows(k), rows(v), out.data(), total.data());
+  const auto writable = [](Numbers& x) { return msllm::MutableRows{x.data(), T * C, C, C}; };
+  msllm::plain::attention(shape, rows(q), rows(k), rows(v), out.data(), total.data());
   double loss = 0;
   for (int i = 0; i < T * C; ++i) loss += static_cast<double>(out[i]) * dout[i];
   expect("attention", loss, attention_loss(q, k, v, dout, T, C));
-  msllm::attention_grad(shape, rows(q), rows(k), rows(v), out.data(), total.data(), dout.data(), dq.data(), dk.data(),
-                        dv.data());
+  msllm::plain::attention_grad(shape, rows(q), rows(k), rows(v), out.data(), total.data(), dout.data(), writable(dq),
+                               writable(dk), writable(dv));
   Numbers* inputs[] = {&q, &k, &v};
   const Numbers* grads[] = {&dq, &dk, &dv};
   for (int input = 0; input < 3; ++input) {
@@ -100,6 +117,7 @@ void check_attention(int threads) {
 
 int main() {
   check_activations();
+  check_product();
   check_loss();
   check_attention(1);
   check_attention(3);

@@ -188,3 +188,19 @@ def test_wrong_shapes_and_types_raise(cpp, rng):
         cpp.attention(x, x[:, :, :2], x[:, :, :2], 1.0)
     with pytest.raises(ValueError, match="need Float32, got Float16"):
         cpp.attention(x, x, x.astype(ms.float16), 1.0)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 3, 5), (2, 49, 3, 16), (1, 130, 2, 64)])
+def test_packed_projection(table, check, rng, shape, interleaved):
+    B, T, H, C = shape
+    slopes, mask = normal(rng, H), rng.integers(0, 2, (B, T)).astype(np.int32)
+
+    def function(qkv):
+        return table.packed_attention(qkv, H, interleaved, 0.3, key_mask=Tensor(mask), slopes=Tensor(slopes))
+
+    def definition(qkv):
+        parts = qkv.reshape(B, T, H, 3, C).unbind(3) if interleaved else qkv.reshape(B, T, 3, H, C).unbind(2)
+        return reference(*parts, 0.3, key_mask=mask, slopes=slopes).reshape(B, T, H * C)
+
+    check(function, definition, normal(rng, B, T, 3 * H * C))

@@ -17,7 +17,7 @@ QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 def test_key_depends_on_sources_processor_and_versions(monkeypatch, tmp_path):
     keys = [cached.key()]
     assert cached.key() == keys[0]
-    for name, value in (("processor", lambda: "another processor"), ("kernel_flags", lambda machine: ["-O0"])):
+    for name, value in (("processor", lambda: "another processor"), ("kernel_flags", lambda: ["-O0"])):
         with monkeypatch.context() as patch:
             patch.setattr(cached, name, value)
             keys.append(cached.key())
@@ -32,9 +32,25 @@ def test_key_depends_on_sources_processor_and_versions(monkeypatch, tmp_path):
 
 
 def test_flags_keep_nan_and_stay_away_from_openmp_threads():
-    for machine in ("x86_64", "aarch64"):
-        flags = cached.kernel_flags(machine)
-        assert "-ffast-math" not in flags and "-ffinite-math-only" not in flags and "-fopenmp" not in flags
+    flags = [*cached.kernel_flags(), *(flag for flags in cached.paths().values() for flag in flags)]
+    assert "-ffast-math" not in flags and "-ffinite-math-only" not in flags and "-fopenmp" not in flags
+
+
+@pytest.mark.parametrize(
+    "machine, features, want",
+    [
+        ("x86_64", "sse2", ["plain"]),
+        ("x86_64", "sse2 avx2 fma", ["plain", "avx2"]),
+        ("x86_64", "sse2 avx2 fma avx512f avx512bw avx512dq avx512vl", ["plain", "avx2", "avx512"]),
+        ("aarch64", "asimd", ["plain"]),
+    ],
+)
+def test_only_paths_that_the_processor_has_are_built(monkeypatch, tmp_path, machine, features, want):
+    monkeypatch.setattr(cached, "processor", lambda: f"Some model\n{features}")
+    monkeypatch.setattr(cached.platform, "machine", lambda: machine)
+    assert list(cached.paths()) == want
+    built = [command[-1] for command in build.compile_commands("g++", tmp_path) if command[-1].endswith("-norm.cpp.o")]
+    assert [name.rsplit("/", 1)[1] for name in built] == [f"{path}-norm.cpp.o" for path in want]
 
 
 def test_without_a_compiler_main_says_so_and_succeeds(monkeypatch, tmp_path, capsys):
@@ -68,8 +84,8 @@ def test_status_of_a_usable_build(cpp):
 @pytest.mark.skipif(CROSS is None, reason="needs g++-aarch64-linux-gnu")
 @pytest.mark.parametrize("source", sorted(path.name for path in cached.SOURCES.glob("*.cpp")))
 def test_sources_compile_for_aarch64(source):
-    flags = ["-std=c++17", "-O1", "-fPIC", "-fopenmp-simd", "-Wall", "-Wextra", "-Werror"]
-    if source == "bindings.cpp":
+    flags = ["-std=c++17", "-O1", "-fPIC", "-fopenmp-simd", "-Wall", "-Wextra", "-Werror", "-DMSLLM_PATHS=PATH(plain)"]
+    if source in build._BINDINGS:
         if platform.machine() != "x86_64":
             pytest.skip("the Python headers here are not those of a cross build")
         flags = [*build.binding_flags(), "-O0"]
@@ -82,7 +98,7 @@ def test_sources_compile_for_aarch64(source):
 @pytest.mark.skipif(CROSS is None or QEMU is None, reason="needs g++-aarch64-linux-gnu and qemu-user")
 def test_kernels_compute_the_same_on_aarch64(tmp_path):
     check = Path(__file__).with_name("plain_check.cpp")
-    sources = [str(path) for path in cached.SOURCES.glob("*.cpp") if path.name != "bindings.cpp"]
+    sources = [str(path) for path in cached.SOURCES.glob("*.cpp") if path.name not in build._BINDINGS]
     program = tmp_path / "check"
     subprocess.run(
         [
@@ -91,6 +107,7 @@ def test_kernels_compute_the_same_on_aarch64(tmp_path):
             "-O2",
             "-fopenmp-simd",
             "-ffp-contract=fast",
+            "-DMSLLM_PATHS=PATH(plain)",
             "-static",
             "-pthread",
             "-I",

@@ -1,6 +1,8 @@
 """The choice of a table: names, signatures, and what happens without a usable build."""
 
 import inspect
+import os
+import subprocess
 import sys
 import warnings
 
@@ -46,6 +48,25 @@ def test_unknown_kernels_name_the_nearest():
         kernels.use("stcok")
 
 
+def test_unknown_path_names_the_valid_ones(cpp):
+    before = cpp.path_in_use()
+    with pytest.raises(UserError, match=r"unknown path 'avx513'.*this machine has plain.*set MSLLM_PATH"):
+        cpp.use_path("avx513")
+    assert cpp.path_in_use() == before
+
+
+def test_the_environment_chooses_kernels_and_path(cpp):
+    command = [
+        sys.executable,
+        "-c",
+        "from msllm import kernels; from msllm.kernels import cpu; print(cpu.path_in_use())",
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "MSLLM_PATH": "plain"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["plain"]
+
+
 def test_ascend_kernels_need_an_ascend_device(monkeypatch):
     monkeypatch.setattr(kernels, "DEVICE", "CPU")
     with pytest.raises(UserError, match="needs an Ascend device, found CPU"):
@@ -72,11 +93,20 @@ def test_a_build_for_another_machine_is_left_alone(fresh, monkeypatch):
     assert "for other sources or another machine" in one_warning()
 
 
+_REBUILD = """
+import shutil, sys
+from msllm import kernels
+from msllm.kernels import build
+build._compile = lambda cxx, objects, library: shutil.copyfile(sys.argv[1], library)  # what the compiler would write
+kernels.use("cpu")
+print(kernels.active())
+"""
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "no checksum"])
-def test_a_damaged_build_is_not_loaded(cpp, fresh, monkeypatch, damage):
-    with monkeypatch.context() as patch:
-        patch.delenv("MSLLM_CACHE")
-        good = cached.folder()
+def test_a_damaged_build_is_built_again(cpp, monkeypatch, tmp_path, damage):
+    good = cached.folder()
+    monkeypatch.setenv("MSLLM_CACHE", str(tmp_path))
     bad = cached.folder()
     bad.mkdir(parents=True)
     library = (good / cached.LIBRARY).read_bytes()
@@ -84,6 +114,19 @@ def test_a_damaged_build_is_not_loaded(cpp, fresh, monkeypatch, damage):
         (bad / cached.CHECKSUM).write_bytes((good / cached.CHECKSUM).read_bytes())
     changed = {"cut": library[:100_000], "changed": library[:-1] + b"?", "no checksum": library}[damage]
     (bad / cached.LIBRARY).write_bytes(changed)
-    assert "are damaged" in one_warning()
-    with pytest.raises(UserError, match="are damaged"):
-        kernels.use("cpu")
+    with pytest.raises(cached.Damaged):
+        cached.check(bad)
+    command = [sys.executable, "-c", _REBUILD, str(good / cached.LIBRARY)]
+    environment = {**os.environ, "MSLLM_KERNELS": "stock"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["cpu"], done.stderr
+    assert f"the C++ kernels in {bad} are damaged; building them again" in done.stderr
+    assert cached.check(bad).read_bytes() == library
+
+
+def test_a_damaged_build_that_cannot_be_built_again_leaves_stock_kernels(fresh, monkeypatch, capsys):
+    cached.folder().mkdir(parents=True)
+    (cached.folder() / cached.LIBRARY).write_bytes(b"x")
+    monkeypatch.setenv("CXX", "/bin/false")
+    assert "failed with code 1" in one_warning()
+    assert "are damaged; building them again" in capsys.readouterr().err

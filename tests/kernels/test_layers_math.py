@@ -68,6 +68,63 @@ def test_layer_norm(table, check, rng, shape):
     )
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 5), (2, 3, 33), (700, 64)])
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_add_and_norm(table, check, rng, shape, kind):
+    D = shape[-1]
+
+    def function(x, add, weight, bias):
+        if kind == "layer":
+            total, y = table.add_layer_norm(x, add, weight, bias, 1e-5)
+        else:
+            total, y = table.add_rms_norm(x, add, weight, 1e-5)
+        return 0.5 * total + 2.0 * y + bias
+
+    def reference(x, add, weight, bias):
+        total = x + add
+        norm = (
+            F.layer_norm(total, (D,), weight, bias, 1e-5) if kind == "layer" else F.rms_norm(total, (D,), weight, 1e-5)
+        )
+        return 0.5 * total + 2.0 * norm + bias
+
+    check(function, reference, normal(rng, *shape), normal(rng, *shape), normal(rng, D), normal(rng, D))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8), (1, 1, 8), (300, 8)])
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_linear_and_gelu(table, check, rng, shape, approximate):
+    def function(x, weight, bias):
+        return table.linear_gelu(x, weight, bias, approximate)
+
+    def reference(x, weight, bias):
+        return F.gelu(F.linear(x, weight, bias), approximate=approximate)
+
+    check(function, reference, normal(rng, *shape), normal(rng, 130, 8), normal(rng, 130))
+
+
+def test_embedding_sum_repeats_ids_that_lack_the_batch(table, check, rng):
+    words, kinds = rng.integers(0, 7, (3, 5)).astype(np.int32), rng.integers(0, 2, (3, 5)).astype(np.int32)
+    places = np.arange(5, dtype=np.int32)[None]
+
+    def function(*weights):
+        return table.embedding_sum((Tensor(words), Tensor(kinds), Tensor(places)), weights)
+
+    def reference(*weights):
+        ids = (torch.tensor(i).long() for i in (words, kinds, places))
+        return sum(F.embedding(i, weight) for i, weight in zip(ids, weights, strict=True))
+
+    check(function, reference, normal(rng, 7, 6), normal(rng, 2, 6), normal(rng, 9, 6))
+
+
+def test_rotary_angles(table, rng):
+    positions = rng.integers(0, 4000, (2, 7)).astype(np.int32)
+    frequency = (1e4 ** -np.linspace(0, 1, 5)).astype(np.float32)
+    cos, sin = table.rotary_angles(Tensor(positions), Tensor(frequency))
+    angle = (positions[..., None].astype(np.float32) * frequency).astype(np.float64)
+    np.testing.assert_allclose(cos.asnumpy(), np.cos(angle), atol=1e-6)
+    np.testing.assert_allclose(sin.asnumpy(), np.sin(angle), atol=1e-6)
+
+
 def test_layer_norm_of_equal_numbers_is_the_bias(table):
     x, ones = np.full((2, 16), 3.0, np.float32), np.ones(16, np.float32)
     got = table.layer_norm(Tensor(x), Tensor(ones), Tensor(2 * ones), 1e-5)

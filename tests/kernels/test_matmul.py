@@ -1,43 +1,78 @@
-"""Matrix products: few rows and many, on the library that MindSpore brings and without it."""
+"""Matrix products on every path: few rows and many, on the library that MindSpore brings and without it."""
 
-import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+import torch
+from mindspore import Tensor, ops
+
+# M, N, K that the tile unit takes: edges that fill no tile, one depth block and several, either operand the larger
+TILED = [(270, 300, 231), (33, 2100, 260), (1030, 65, 257), (66, 130, 2100)]
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 65])
 @pytest.mark.parametrize("shape", [(5, 1), (1, 3), (64, 16), (100, 37), (129, 300)])
 @pytest.mark.parametrize("biased", [True, False])
-def test_linear_for_every_number_of_rows(cpp, rng, assert_same, rows, shape, biased):
+def test_linear_for_every_number_of_rows(path, rng, assert_same, rows, shape, biased):
     width, outputs = shape
-    x, w, b = (rng.normal(size=s).astype(np.float32) for s in ((rows, width), (outputs, width), (outputs,)))
+    x, w, b = normal(rng, rows, width), normal(rng, outputs, width), normal(rng, outputs)
     want = x.astype(np.float64) @ w.T.astype(np.float64) + (b if biased else 0)
-    assert_same(cpp.linear(Tensor(x), Tensor(w), Tensor(b) if biased else None).asnumpy(), want)
+    assert_same(path.linear(Tensor(x), Tensor(w), Tensor(b) if biased else None).asnumpy(), want)
 
 
-@pytest.mark.parametrize("transpose_a", [False, True])
-@pytest.mark.parametrize("transpose_b", [False, True])
-def test_products_of_transposes(cpp, rng, assert_same, transpose_a, transpose_b):
-    a = rng.normal(size=(11, 37) if not transpose_a else (37, 11)).astype(np.float32)
-    b = rng.normal(size=(37, 20) if not transpose_b else (20, 37)).astype(np.float32)
-    want = (a.T if transpose_a else a).astype(np.float64) @ (b.T if transpose_b else b).astype(np.float64)
-    assert_same(cpp._matmul(Tensor(a), Tensor(b), transpose_a, transpose_b).asnumpy(), want)
+def test_a_row_has_the_same_bits_alone_and_among_few(path, rng):
+    x, w = Tensor(normal(rng, 8, 100)), Tensor(normal(rng, 37, 100))
+    together = path.linear(x, w).asnumpy()
+    for rows in range(1, 8):
+        np.testing.assert_array_equal(path.linear(x[:rows], w).asnumpy(), together[:rows])
 
 
-def test_mindspores_matmul_serves_where_the_library_is_missing(cpp, rng, assert_same, monkeypatch):
-    x, w, b = (Tensor(rng.normal(size=s).astype(np.float32)) for s in ((9, 6), (4, 6), (4,)))
+@pytest.mark.parametrize("M, N, K", TILED)
+def test_large_products_are_as_exact_as_torch(path, rng, M, N, K):
+    x, w, dy = normal(rng, M, K) + 0.3, normal(rng, N, K), normal(rng, M, N)
+    products = (  # each of the three that a linear layer needs: x w^T, dy w, dy^T x
+        (path._cpp.linear(Tensor(x), Tensor(w), None), x, w.T),
+        (path._cpp.linear_grad_input(Tensor(dy), Tensor(w)), dy, w),
+        (path._cpp.linear_grad_weight(Tensor(dy), Tensor(x)), dy.T, x),
+    )
+    for got, a, b in products:
+        want = a.astype(np.float64) @ b.astype(np.float64)
+        torch_error = np.abs((torch.tensor(a) @ torch.tensor(b)).numpy() - want).max()
+        error = np.abs(got.asnumpy() - want).max()
+        assert error <= 1e-6 * np.abs(want).max() and error <= 3 * torch_error
 
-    def run(x, w, b):
-        return (cpp.linear(x, w, b) ** 2).sum()
 
-    mine = ms.value_and_grad(run, (0, 1, 2))(x, w, b)
-    monkeypatch.setattr(cpp, "_GEMM", False)
-    other = ms.value_and_grad(run, (0, 1, 2))(x, w, b)
-    for a, c in zip((mine[0], *mine[1]), (other[0], *other[1]), strict=True):
-        assert_same(a.asnumpy(), c.asnumpy())
+def test_nan_and_infinity_are_seen_in_large_products(path, rng):
+    x, w = normal(rng, 300, 256), normal(rng, 300, 256)
+    x[7, 200], x[290, 0] = np.nan, np.inf
+    finite = np.isfinite(path.linear(Tensor(x), Tensor(w)).asnumpy()).all(1)
+    assert np.flatnonzero(~finite).tolist() == [7, 290]
 
 
-def test_a_library_without_the_product_is_said_to_be_missing(cpp):
-    assert not cpp._cpp.load_gemm("/nowhere/libnothing.so")
-    assert cpp._cpp.load_gemm(cpp._LIBRARY) == cpp._GEMM
+def test_numbers_of_any_size(path, rng, assert_same):
+    x, w = normal(rng, 300, 256) * 10.0 ** rng.integers(-12, 12, (300, 1)), normal(rng, 300, 256) * 1e-6
+    x = x.astype(np.float32)
+    got, want = path.linear(Tensor(x), Tensor(w)).asnumpy(), x.astype(np.float64) @ w.T.astype(np.float64)
+    for row in range(300):
+        assert_same(got[row], want[row], 1e-6)
+
+
+def test_the_kernels_multiply_by_themselves_where_the_library_is_missing(path, rng, assert_same):
+    arrays = normal(rng, 30, 300), normal(rng, 70, 300), normal(rng, 30, 70)
+    x, w, dy = map(Tensor, arrays)
+    assert not path._cpp.load_gemm("/nowhere/libnothing.so")
+    try:
+        got = path._cpp.linear(x, w, None), path._cpp.linear_grad_input(dy, w), path._cpp.linear_grad_weight(dy, x)
+        a, b, d = (array.astype(np.float64) for array in arrays)
+        for result, want in zip(got, (a @ b.T, d @ b, d.T @ a), strict=True):
+            assert_same(result.asnumpy(), want)
+    finally:
+        assert path._cpp.load_gemm(path._LIBRARY)
+
+
+def test_products_without_rows_or_depth(path):
+    assert path.linear(ops.zeros((0, 5)), ops.ones((3, 5))).shape == (0, 3)
+    assert (path._cpp.linear_grad_weight(ops.zeros((0, 3)), ops.zeros((0, 5))).asnumpy() == np.zeros((3, 5))).all()

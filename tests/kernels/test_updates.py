@@ -79,8 +79,11 @@ def test_ids_and_labels_outside_the_vocabulary_raise(cpp, rng):
         ("linear", [(2, 3), (4, 5)], r"expected x \(..., I\) and weight \(O, I\), got \(2, 3\), \(4, 5\)"),
         ("linear", [(2, 3), (4, 3), (3,)], r"expected bias \(O,\)"),
         ("swiglu", [(2, 3), (2, 4)], "two equal shapes"),
-        ("layer_norm", [(2, 3), (4,), (4,), 1e-5], r"weight \(D,\)"),
-        ("rms_norm", [(2, 3), (2,), 1e-5], r"weight \(D,\)"),
+        ("layer_norm", [(2, 3), (4,), (4,), 1e-5], r"weight and bias \(D,\)"),
+        ("rms_norm", [(2, 3), (2,), 1e-5], r"weight and bias \(D,\)"),
+        ("add_layer_norm", [(2, 3), (1, 3), (3,), (3,), 1e-5], "two equal shapes"),
+        ("linear_gelu", [(2, 3), (4, 3), (3,)], r"expected bias \(O,\)"),
+        ("packed_attention", [(1, 2, 10), 2, False, 1.0], r"expected \(B, T, 3 H C\) with H = 2"),
         ("rotary", [(1, 4, 2, 6), (1, 4, 2), (1, 4, 2)], "C/2"),
     ],
 )

@@ -8,6 +8,7 @@
 #include "vector_math.hpp"
 
 namespace msllm {
+namespace MSLLM_PATH {
 
 constexpr int64_t kTileKeys = 64;
 constexpr int64_t kTileQueries = 48;
@@ -106,4 +107,5 @@ inline int64_t dropout_row(const AttentionShape& shape, int64_t b, int64_t h, in
   return (b * shape.H + h) * shape.T + t;
 }
 
+}  // namespace MSLLM_PATH
 }  // namespace msllm

@@ -7,6 +7,7 @@
 #include "small_matmul.hpp"
 
 namespace msllm {
+namespace MSLLM_PATH {
 namespace {
 
 // One head's gradients in rows of `width` numbers, and the memory of its tiles.
@@ -44,8 +45,8 @@ class HeadGradient {
   }
 
   // Writes dq of head h, and writes or adds dk and dv of its key-value head.
-  void run(int64_t b, int64_t h, bool add_to_keys, float* dq, float* dk, float* dv) {
-    const int64_t C = shape_.C, H = shape_.H, T = shape_.T, K = shape_.K, kv = h / (H / K);
+  void run(int64_t b, int64_t h, bool add_to_keys, MutableRows dq, MutableRows dk, MutableRows dv) {
+    const int64_t C = shape_.C, T = shape_.T, kv = h / (shape_.H / shape_.K);
     pack_queries(b, h);
     const int64_t end = key_end(shape_, T);
     for (int64_t s0 = 0; s0 < end; s0 += kTileKeys) {
@@ -59,12 +60,11 @@ class HeadGradient {
         if (tile_is_seen(shape_, b, t, rows, s0)) tile(b, h, t, rows, s0);
       }
       for (int64_t j = 0; j < filled; ++j) {
-        const int64_t at = ((b * shape_.S + s0 + j) * K + kv) * C;
-        put_row(dk_rows_ + j * width_, dk + at, add_to_keys);
-        put_row(dv_rows_ + j * width_, dv + at, add_to_keys);
+        put_row(dk_rows_ + j * width_, dk.at(b, s0 + j, kv), add_to_keys);
+        put_row(dv_rows_ + j * width_, dv.at(b, s0 + j, kv), add_to_keys);
       }
     }
-    for (int64_t t = 0; t < T; ++t) put_row(dq_rows_ + t * width_, dq + ((b * T + t) * H + h) * C, false);
+    for (int64_t t = 0; t < T; ++t) put_row(dq_rows_ + t * width_, dq.at(b, t, h), false);
   }
 
  private:
@@ -143,20 +143,20 @@ class HeadGradient {
 }  // namespace
 
 void attention_grad(const AttentionShape& shape, Rows q, Rows k, Rows v, const float* out, const float* logsumexp,
-                    const float* dout, float* dq, float* dk, float* dv) {
+                    const float* dout, MutableRows dq, MutableRows dk, MutableRows dv) {
   const int64_t group = shape.H / shape.K;
   // A key-value head is one thread's work, its query heads in order: sums come in a fixed order.
   parallel_chunks(shape.B * shape.K, [&](int64_t chunk) {
     const int64_t b = chunk / shape.K, kv = chunk % shape.K;
     // Keys that no query sees, beyond `length` or hidden by causality, have no gradient.
     for (int64_t s = key_end(shape, shape.T); s < shape.S; ++s) {
-      const int64_t at = ((b * shape.S + s) * shape.K + kv) * shape.C;
-      std::fill_n(dk + at, shape.C, 0.0f);
-      std::fill_n(dv + at, shape.C, 0.0f);
+      std::fill_n(dk.at(b, s, kv), shape.C, 0.0f);
+      std::fill_n(dv.at(b, s, kv), shape.C, 0.0f);
     }
     HeadGradient head(shape, q, k, v, out, logsumexp, dout);
     for (int64_t g = 0; g < group; ++g) head.run(b, kv * group + g, g > 0, dq, dk, dv);
   });
 }
 
+}  // namespace MSLLM_PATH
 }  // namespace msllm

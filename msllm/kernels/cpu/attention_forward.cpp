@@ -7,6 +7,7 @@
 #include "small_matmul.hpp"
 
 namespace msllm {
+namespace MSLLM_PATH {
 namespace {
 
 constexpr int64_t kChunkQueries = 4 * kTileQueries;  // keys are packed anew for each chunk of queries
@@ -17,20 +18,21 @@ struct Softmax {  // running state of one query
 };
 
 // Replaces scores by exp(score - top), updates the state, and returns the factor that earlier tiles must be scaled by.
-inline float exponentiate(float* scores, int64_t count, Softmax& state) {
-  float top = state.top;
-#pragma omp simd reduction(max : top)
-  for (int64_t j = 0; j < count; ++j) top = scores[j] > top ? scores[j] : top;
-  const float origin = top == kHidden ? 0.0f : top;  // nothing seen yet: keep -inf minus -inf away
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < count; ++j) {
-    scores[j] = exp_fast(scores[j] - origin);
-    sum += scores[j];
+inline float exponentiate(float* scores, Softmax& state) {
+  Vec tops = load(scores);
+  for (int64_t j = kLanes; j < kTileKeys; j += kLanes) {
+    const Vec next = load(scores + j);
+    tops = next > tops ? next : tops;
   }
-  const float factor = exp_fast(state.top - origin);
+  const float most = max_lanes(tops), top = most > state.top ? most : state.top;
+  const float origin = top == kHidden ? 0.0f : top;  // nothing seen yet: keep -inf minus -inf away
+#pragma omp simd
+  for (int64_t j = 0; j < kTileKeys; ++j) scores[j] = exp_fast(scores[j] - origin);
+  Vec sums = load(scores);
+  for (int64_t j = kLanes; j < kTileKeys; j += kLanes) sums += load(scores + j);
+  const float factor = state.top == top ? 1.0f : exp_fast(state.top - origin);
   state.top = top;
-  state.sum = state.sum * factor + sum;
+  state.sum = state.sum * factor + sum_lanes(sums);
   return factor;
 }
 
@@ -54,11 +56,14 @@ void attend_tiles(const AttentionShape& shape, Rows q, Rows k, Rows v, int64_t b
                   float* out, float* logsumexp) {
   const int64_t C = shape.C, width = round_up(C, kLanes), kv = h / (shape.H / shape.K), count = t1 - t0;
   const std::unique_ptr<float[]> memory(
-      new float[C * kTileKeys + kTileKeys * width + kTileQueries * kTileKeys + count * width]);
+      new float[C * kTileKeys + kTileKeys * width + kTileQueries * kTileKeys + 2 * count * width]);
   float* keys = memory.get();
   float* values = keys + C * kTileKeys;
   float* scores = values + kTileKeys * width;
   float* sums = scores + kTileQueries * kTileKeys;
+  float* queries = sums + count * width;
+  // Rows of a packed projection lie a power of two apart, or nearly, and would push each other out of the cache.
+  pack_rows(q.at(b, t0, h), q.token_stride, count, C, queries, count, width);
   const std::unique_ptr<Softmax[]> states(new Softmax[count]);
   std::fill_n(sums, count * width, 0.0f);
   std::fill_n(states.get(), count, Softmax{kHidden, 0.0f});
@@ -71,14 +76,14 @@ void attend_tiles(const AttentionShape& shape, Rows q, Rows k, Rows v, int64_t b
     for (int64_t t = t0; t < t1; t += kTileQueries) {
       const int64_t rows = std::min(kTileQueries, t1 - t);
       if (!tile_is_seen(shape, b, t, rows, s0)) continue;
-      multiply({q.at(b, t, h), q.token_stride, 1}, keys, kTileKeys, scores, kTileKeys, rows, kTileKeys, C, false);
+      multiply({queries + (t - t0) * width, width, 1}, keys, kTileKeys, scores, kTileKeys, rows, kTileKeys, C, false);
       float* out_sums = sums + (t - t0) * width;
       for (int64_t i = 0; i < rows; ++i) {
         float* row = scores + i * kTileKeys;
         finish_scores(shape, b, h, t + i, s0, row);
-        const float factor = exponentiate(row, kTileKeys, states[t - t0 + i]);
+        const float factor = exponentiate(row, states[t - t0 + i]);
         if (shape.dropout.threshold > 0) drop(shape.dropout, dropout_row(shape, b, h, t + i), s0, kTileKeys, row);
-        if (s0 > 0) {
+        if (factor != 1.0f) {
 #pragma omp simd
           for (int64_t c = 0; c < width; ++c) out_sums[i * width + c] *= factor;
         }
@@ -142,7 +147,7 @@ void attend_few(const AttentionShape& shape, Rows q, Rows k, Rows v, int64_t b, 
       products(q.at(b, t, h), k.at(b, s0, kv), k.token_stride, filled, C, scores);
       if (i == 0) prefetch_rows(k.at(b, s0 + filled, kv), k.token_stride, following, C);
       finish_scores(shape, b, h, t, s0, scores);
-      const float factor = exponentiate(scores, kTileKeys, states[i]);
+      const float factor = exponentiate(scores, states[i]);
       if (shape.dropout.threshold > 0) drop(shape.dropout, dropout_row(shape, b, h, t), s0, kTileKeys, scores);
       float* total = sums.get() + i * C;
       for (int64_t c = 0; c < C; ++c) total[c] *= factor;
@@ -179,4 +184,5 @@ void attention(const AttentionShape& shape, Rows q, Rows k, Rows v, float* out, 
   });
 }
 
+}  // namespace MSLLM_PATH
 }  // namespace msllm

@@ -6,6 +6,7 @@
 #include "vector_math.hpp"
 
 namespace msllm {
+namespace MSLLM_PATH {
 
 int64_t cross_entropy(const float* logits, const int32_t* labels, float* loss, float* logsumexp, int64_t n, int64_t V,
                       int32_t ignore_index) {
@@ -49,4 +50,5 @@ void cross_entropy_grad(const float* logits, const int32_t* labels, const float*
   });
 }
 
+}  // namespace MSLLM_PATH
 }  // namespace msllm

@@ -1,21 +1,29 @@
-// Matrix products: the sgemm of the oneDNN library that MindSpore brings, on this pool's threads.
+// Matrix products that are the same for all paths: the sgemm of the oneDNN library that MindSpore brings, on this
+// pool's threads, and Intel's tile unit.
 #pragma once
 
 #include <cstdint>
 
 namespace msllm {
 
-// Finds sgemm in a shared library; false where there is none. Until it has been found, only linear_few works.
+// Finds sgemm in a shared library; false where there is none.
 bool load_gemm(const char* library);
 
-// c (M, N) = a b, rows contiguous; a is (M, K), or (K, M) when transpose_a, and b is (K, N), or (N, K).
-void matmul(const float* a, const float* b, float* c, int64_t M, int64_t N, int64_t K, bool transpose_a,
-            bool transpose_b);
+// Whether it has been found. Without, every path multiplies by itself (matmul_plain.cpp).
+bool gemm_loaded();
 
-// Rows of x up to which linear_few is faster than sgemm: it reads the weight once, in order.
-constexpr int64_t kFewRows = 8;
+// As kernels.hpp says of matmul; only where gemm_loaded().
+void matmul_onednn(const float* a, const float* b, float* c, int64_t M, int64_t N, int64_t K, bool transpose_a,
+                   bool transpose_b);
 
-// y (rows, O) = x (rows, I) w^T + bias, w (O, I), for at most kFewRows rows; bias may be null.
-void linear_few(const float* x, const float* w, const float* bias, float* y, int64_t rows, int64_t I, int64_t O);
+// Multiplications below which packing the tiles takes longer than it saves.
+constexpr int64_t kLeastTileWork = 1 << 24;
+
+// Whether this build and this processor can do matmul_amx. The first call asks the system for the tile unit.
+bool amx_usable();
+
+// The same on the tile unit, wherever it is usable; for products of at least kLeastTileWork multiplications.
+void matmul_amx(const float* a, const float* b, float* c, int64_t M, int64_t N, int64_t K, bool transpose_a,
+                bool transpose_b);
 
 }  // namespace msllm

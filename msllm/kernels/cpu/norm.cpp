@@ -4,42 +4,50 @@
 
 #include "kernels.hpp"
 #include "parallel.hpp"
+#include "row_sums.hpp"
 #include "vector_math.hpp"
 
 namespace msllm {
+namespace MSLLM_PATH {
 namespace {
 
-// The gradients of weight and bias are sums over rows: each chunk adds up its own rows, then the chunks' sums are added
-// in order. At most this many chunks, so the sums stay small.
-constexpr int64_t kMaxChunks = 64;
-
-inline int64_t rows_per_partial(int64_t n, int64_t D) {
-  return std::max(rows_per_chunk(D), (n + kMaxChunks - 1) / kMaxChunks);
+// Writes x + add of one row and returns the row.
+inline const float* add_row(const float* x, const float* add, float* sum, int64_t row, int64_t D) {
+  const float *left = x + row * D, *right = add + row * D;
+  float* out = sum + row * D;
+#pragma omp simd
+  for (int64_t i = 0; i < D; ++i) out[i] = left[i] + right[i];
+  return out;
 }
 
-void add_partials(const float* partials, int64_t chunks, int64_t stride, float* sum, int64_t D) {
-  std::fill_n(sum, D, 0.0f);
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const float* part = partials + chunk * stride;
+// The sum of (x - m)^2.
+inline float sum_of_squares(const float* x, float m, int64_t D) {
+  const Vec centre = splat(m);
+  return sum_over(
+      D,
+      [=](int64_t i) {
+        const Vec d = load(x + i) - centre;
+        return d * d;
+      },
+      [=](int64_t i) { return (x[i] - m) * (x[i] - m); });
+}
+
+inline void add_to_row(float* row, const float* more, int64_t D) {
 #pragma omp simd
-    for (int64_t i = 0; i < D; ++i) sum[i] += part[i];
-  }
+  for (int64_t i = 0; i < D; ++i) row[i] += more[i];
 }
 
 }  // namespace
 
-void layer_norm(const float* x, const float* weight, const float* bias, float* y, float* mean, float* scale, int64_t n,
-                int64_t D, float eps) {
+void layer_norm(const float* x, const float* add, const float* weight, const float* bias, float* sum_out, float* y,
+                float* mean, float* scale, int64_t n, int64_t D, float eps) {
   parallel_ranges(n, rows_per_chunk(D), [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const float* in = x + row * D;
+      const float* in = add == nullptr ? x + row * D : add_row(x, add, sum_out, row, D);
       float* out = y + row * D;
-      float sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < D; ++i) sum += in[i];
-      const float m = sum / static_cast<float>(D);
-#pragma omp simd reduction(+ : squares)
-      for (int64_t i = 0; i < D; ++i) squares += (in[i] - m) * (in[i] - m);
+      const float m = sum_over(D, [=](int64_t i) { return load(in + i); }, [=](int64_t i) { return in[i]; }) /
+                      static_cast<float>(D);
+      const float squares = sum_of_squares(in, m, D);
       const float s = 1.0f / std::sqrt(squares / static_cast<float>(D) + eps);
 #pragma omp simd
       for (int64_t i = 0; i < D; ++i) out[i] = (in[i] - m) * s * weight[i] + bias[i];
@@ -49,8 +57,8 @@ void layer_norm(const float* x, const float* weight, const float* bias, float* y
   });
 }
 
-void layer_norm_grad(const float* x, const float* weight, const float* mean, const float* scale, const float* dy,
-                     float* dx, float* dweight, float* dbias, int64_t n, int64_t D) {
+void layer_norm_grad(const float* x, const float* weight, const float* mean, const float* scale, const float* dsum,
+                     const float* dy, float* dx, float* dweight, float* dbias, int64_t n, int64_t D) {
   const int64_t size = rows_per_partial(n, D), chunks = (n + size - 1) / size;
   const std::unique_ptr<float[]> partials(new float[2 * chunks * D]());
   float* sums = partials.get();
@@ -74,20 +82,20 @@ void layer_norm_grad(const float* x, const float* weight, const float* mean, con
       b /= static_cast<float>(D);
 #pragma omp simd
       for (int64_t i = 0; i < D; ++i) out[i] = s * (g[i] * weight[i] - a - (in[i] - m) * s * b);
+      if (dsum != nullptr) add_to_row(out, dsum + row * D, D);
     }
   });
   add_partials(sums, chunks, 2 * D, dweight, D);
   add_partials(sums + D, chunks, 2 * D, dbias, D);
 }
 
-void rms_norm(const float* x, const float* weight, float* y, float* scale, int64_t n, int64_t D, float eps) {
+void rms_norm(const float* x, const float* add, const float* weight, float* sum_out, float* y, float* scale, int64_t n,
+              int64_t D, float eps) {
   parallel_ranges(n, rows_per_chunk(D), [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const float* in = x + row * D;
+      const float* in = add == nullptr ? x + row * D : add_row(x, add, sum_out, row, D);
       float* out = y + row * D;
-      float squares = 0;
-#pragma omp simd reduction(+ : squares)
-      for (int64_t i = 0; i < D; ++i) squares += in[i] * in[i];
+      const float squares = sum_of_squares(in, 0.0f, D);
       const float s = 1.0f / std::sqrt(squares / static_cast<float>(D) + eps);
 #pragma omp simd
       for (int64_t i = 0; i < D; ++i) out[i] = in[i] * s * weight[i];
@@ -96,8 +104,8 @@ void rms_norm(const float* x, const float* weight, float* y, float* scale, int64
   });
 }
 
-void rms_norm_grad(const float* x, const float* weight, const float* scale, const float* dy, float* dx, float* dweight,
-                   int64_t n, int64_t D) {
+void rms_norm_grad(const float* x, const float* weight, const float* scale, const float* dsum, const float* dy,
+                   float* dx, float* dweight, int64_t n, int64_t D) {
   const int64_t size = rows_per_partial(n, D), chunks = (n + size - 1) / size;
   const std::unique_ptr<float[]> partials(new float[chunks * D]());
   float* sums = partials.get();
@@ -117,9 +125,11 @@ void rms_norm_grad(const float* x, const float* weight, const float* scale, cons
       b /= static_cast<float>(D);
 #pragma omp simd
       for (int64_t i = 0; i < D; ++i) out[i] = s * (g[i] * weight[i] - in[i] * s * b);
+      if (dsum != nullptr) add_to_row(out, dsum + row * D, D);
     }
   });
   add_partials(sums, chunks, D, dweight, D);
 }
 
+}  // namespace MSLLM_PATH
 }  // namespace msllm

@@ -5,6 +5,7 @@
 #include "parallel.hpp"
 
 namespace msllm {
+namespace MSLLM_PATH {
 namespace {
 
 constexpr int64_t kChunk = 16384;
@@ -74,4 +75,5 @@ double sum_squares(const std::vector<std::pair<const float*, int64_t>>& tensors)
   return sum;
 }
 
+}  // namespace MSLLM_PATH
 }  // namespace msllm

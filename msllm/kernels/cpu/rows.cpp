@@ -1,10 +1,12 @@
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "kernels.hpp"
 #include "parallel.hpp"
 
 namespace msllm {
+namespace MSLLM_PATH {
 
 void add_bias(float* y, const float* bias, int64_t n, int64_t D) {
   parallel_ranges(n, rows_per_chunk(D), [=](int64_t begin, int64_t end) {
@@ -47,23 +49,34 @@ void fill_zero(float* x, int64_t count) {
   parallel_ranges(count, 1 << 18, [=](int64_t begin, int64_t end) { std::fill(x + begin, x + end, 0.0f); });
 }
 
-int64_t embedding(const int32_t* ids, const float* weight, float* y, int64_t n, int64_t V, int64_t D) {
-  for (int64_t row = 0; row < n; ++row) {
-    if (ids[row] < 0 || ids[row] >= V) return row;
+int64_t embedding(const int32_t* ids, int64_t count, const float* weight, bool add, float* y, int64_t n, int64_t V,
+                  int64_t D) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (ids[i] < 0 || ids[i] >= V) return i;
   }
   parallel_ranges(n, rows_per_chunk(D), [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) std::copy_n(weight + ids[row] * D, D, y + row * D);
+    for (int64_t row = begin; row < end; ++row) {
+      const float* in = weight + ids[row % count] * D;
+      float* out = y + row * D;
+      if (add) {
+#pragma omp simd
+        for (int64_t i = 0; i < D; ++i) out[i] += in[i];
+      } else {
+        std::copy_n(in, D, out);
+      }
+    }
   });
   return -1;
 }
 
-void embedding_grad(const int32_t* ids, const float* dy, float* dweight, int64_t n, int64_t V, int64_t D) {
+void embedding_grad(const int32_t* ids, int64_t count, const float* dy, float* dweight, int64_t n, int64_t V,
+                    int64_t D) {
   fill_zero(dweight, V * D);
   // Each chunk owns some columns and takes the tokens in order: rows that repeat are added in a fixed order.
   parallel_ranges(D, 128, [=](int64_t begin, int64_t end) {
     for (int64_t row = 0; row < n; ++row) {
       const float* in = dy + row * D;
-      float* out = dweight + ids[row] * D;
+      float* out = dweight + ids[row % count] * D;
 #pragma omp simd
       for (int64_t i = begin; i < end; ++i) out[i] += in[i];
     }
@@ -93,6 +106,17 @@ void rotary(const float* x, int64_t batch_stride, int64_t token_stride, int64_t 
   });
 }
 
+void rotary_angles(const int32_t* positions, const float* frequencies, float* cos, float* sin, int64_t count,
+                   int64_t R) {
+  parallel_ranges(count, 1 + 1024 / std::max<int64_t>(R, 1), [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin * R; i < end * R; ++i) {
+      const float angle = static_cast<float>(positions[i / R]) * frequencies[i % R];
+      cos[i] = std::cos(angle);
+      sin[i] = std::sin(angle);
+    }
+  });
+}
+
 void cache_write(float* cache, const float* fresh, int64_t B, int64_t S, int64_t T, int64_t width, int64_t start) {
   parallel_ranges(B * T, rows_per_chunk(width), [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -101,4 +125,5 @@ void cache_write(float* cache, const float* fresh, int64_t B, int64_t S, int64_t
   });
 }
 
+}  // namespace MSLLM_PATH
 }  // namespace msllm

@@ -4,6 +4,7 @@
 #include "vector_math.hpp"
 
 namespace msllm {
+namespace MSLLM_PATH {
 
 struct Matrix {  // element (i, j) is at data[i * row_stride + j * column_stride]
   const float* data;
@@ -72,4 +73,5 @@ inline void multiply(Matrix a, const float* b, int64_t b_stride, float* c, int64
   }
 }
 
+}  // namespace MSLLM_PATH
 }  // namespace msllm

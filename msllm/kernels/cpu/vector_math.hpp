@@ -6,6 +6,7 @@
 #include <cstring>
 
 namespace msllm {
+namespace MSLLM_PATH {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -27,9 +28,44 @@ inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
 
 inline Vec splat(float x) { return x - Vec{}; }
 
+template <int kCount>
+struct Lanes {
+  typedef float Type __attribute__((vector_size(kCount * sizeof(float))));
+};
+
+// Adds or compares halves until one number is left: adding lane after lane would wait for each sum.
+template <int kCount, typename Join>
+inline float fold_lanes(typename Lanes<kCount>::Type v, Join&& join) {
+  if constexpr (kCount == 2) {
+    return join(v[0], v[1]);
+  } else {
+    typename Lanes<kCount / 2>::Type low, high;
+    std::memcpy(&low, &v, sizeof(low));
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
+    return fold_lanes<kCount / 2>(join(low, high), join);
+  }
+}
+
 inline float sum_lanes(Vec v) {
-  float sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += v[i];
+  return fold_lanes<kLanes>(v, [](auto a, auto b) { return a + b; });
+}
+
+inline float max_lanes(Vec v) {
+  return fold_lanes<kLanes>(v, [](auto a, auto b) { return a > b ? a : b; });
+}
+
+// The sum of part(i), a vector that starts at i, for i below the whole multiples of kLanes in n; and of rest(i) beyond.
+template <typename Part, typename Rest>
+inline float sum_over(int64_t n, Part&& part, Rest&& rest) {
+  Vec sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sums[j] += part(i + j * kLanes);
+  }
+  for (; i + kLanes <= n; i += kLanes) sums[0] += part(i);
+  float sum = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; i < n; ++i) sum += rest(i);
   return sum;
 }
 
@@ -90,4 +126,5 @@ inline float normal_cdf(float x) {
   return x < 0.0f ? tail : 1.0f - tail;
 }
 
+}  // namespace MSLLM_PATH
 }  // namespace msllm

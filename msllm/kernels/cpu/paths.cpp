@@ -1,0 +1,77 @@
+#include "paths.hpp"
+
+#include <cstring>
+
+#include "matmul.hpp"
+
+// MSLLM_PATHS, given by the build, lists the compiled paths as PATH(plain) PATH(avx2) and so on.
+namespace msllm {
+
+#define PATH(name)             \
+  namespace name {             \
+  extern const Kernels table;  \
+  }
+MSLLM_PATHS
+#undef PATH
+
+namespace {
+
+// The tile unit for large products; small ones as in the widest path.
+void matmul_by_size(const float* a, const float* b, float* c, int64_t M, int64_t N, int64_t K, bool transpose_a,
+                    bool transpose_b);
+
+struct Path {
+  const char* name;
+  Kernels kernels;
+};
+
+const std::vector<Path>& paths() {
+  static const std::vector<Path> all = [] {
+    std::vector<Path> found = {
+#define PATH(name) {#name, name::table},
+        MSLLM_PATHS
+#undef PATH
+    };
+    if (amx_usable()) {
+      found.push_back({"amx", found.back().kernels});
+      found.back().kernels.matmul = &matmul_by_size;
+    }
+    return found;
+  }();
+  return all;
+}
+
+void matmul_by_size(const float* a, const float* b, float* c, int64_t M, int64_t N, int64_t K, bool transpose_a,
+                    bool transpose_b) {
+  static const auto small = paths()[paths().size() - 2].kernels.matmul;
+  (M * N * K < kLeastTileWork ? small : &matmul_amx)(a, b, c, M, N, K, transpose_a, transpose_b);
+}
+
+const Path*& current() {
+  static const Path* path = &paths().back();
+  return path;
+}
+
+}  // namespace
+
+std::vector<const char*> path_names() {
+  std::vector<const char*> names;
+  for (const Path& path : paths()) names.push_back(path.name);
+  return names;
+}
+
+bool use_path(const char* name) {
+  for (const Path& path : paths()) {
+    if (std::strcmp(path.name, name) == 0) {
+      current() = &path;
+      return true;
+    }
+  }
+  return false;
+}
+
+const char* path_in_use() { return current()->name; }
+
+const Kernels& kernels() { return current()->kernels; }
+
+}  // namespace msllm
