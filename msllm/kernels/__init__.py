@@ -38,6 +38,7 @@ from msllm.kernels.stock import (
     split_packed,
     sum_squares,
     swiglu,
+    tied,
 )
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "sum_squares",
     "swiglu",
     "table",
+    "tied",
     "use",
 ]
 
@@ -92,6 +94,7 @@ _FUNCTIONS = (
     "rotary_angles",
     "sum_squares",
     "swiglu",
+    "tied",
 )
 _active = "stock"
 

@@ -22,6 +22,7 @@ from msllm.kernels.stock import (
     make_decoder,
     rotary_angles,
     sum_squares,
+    tied,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "rotary_angles",
     "sum_squares",
     "swiglu",
+    "tied",
 ]
 
 _HALF = (ms.float16, ms.bfloat16)

@@ -5,6 +5,8 @@ this process may use). Shapes as in ``stock``, whose docstrings hold here too.
 """
 
 import contextlib
+import functools
+import operator
 import os
 import sys
 from pathlib import Path
@@ -59,27 +61,59 @@ def _check_dtype(name, dtype, *tensors):
             raise ValueError(f"{name}: the C++ kernels need {dtype}, got {tensor.dtype}; cast it, or use stock kernels")
 
 
+class _Tie:
+    """Carries the head's part of a tied weight's gradient to the embedding's backward pass, which comes later.
+
+    There the two become one dense gradient; otherwise there would be two, and their sum.
+    """
+
+    def __init__(self):
+        self.embedded, self.head = False, []  # head: pairs (dy, x), whose gradient is the sum of dy^T x
+
+
+_ties: dict[int, _Tie] = {}  # by the weight's id, while ``tied`` is open
+
+
+@contextlib.contextmanager
+def tied(weight):
+    """While open, an embedding of ids by ``weight`` and a later linear map by it belong to one forward pass.
+
+    The linear map's input must depend on that embedding, as the gradient of ``weight`` is finished there.
+    """
+    _ties[id(weight)] = _Tie()
+    try:
+        yield
+    finally:
+        del _ties[id(weight)]
+
+
 class _Linear(_Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, x, weight, bias, tie):
         ctx.save_for_backward(x, weight)
+        ctx.tie = tie
         return _cpp.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        need = ctx.needs_input_grad
+        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        if need_weight and ctx.tie is not None:
+            ctx.tie.head.append((dy, x))
+            need_weight = False
         return (
-            _cpp.linear_grad_input(dy, weight) if need[0] else None,
-            _cpp.linear_grad_weight(dy, x) if need[1] else None,
-            _cpp.column_sum(dy) if need[2] else None,
+            _cpp.linear_grad_input(dy, weight) if need_x else None,
+            _cpp.linear_grad_weight(dy, x) if need_weight else None,
+            _cpp.column_sum(dy) if need_bias else None,
+            None,
         )
 
 
 def linear(x, weight, bias=None):
     """Returns x @ weight.T + bias: x (..., I), weight (O, I), bias (O,) or None -> (..., O)."""
     _check_linear("linear", x, weight, *(() if bias is None else (bias,)))
-    return _Linear.apply(x, weight, bias)
+    tie = _ties.get(id(weight))
+    return _Linear.apply(x, weight, bias, tie if tie and tie.embedded else None)
 
 
 def _check_linear(name, x, weight, *bias):
@@ -118,17 +152,26 @@ def linear_gelu(x, weight, bias, approximate="none"):
 
 class _Embedding(_Function):
     @staticmethod
-    def forward(ctx, count, *ids_and_weights):
+    def forward(ctx, count, ties, *ids_and_weights):
         ids, weights = ids_and_weights[:count], ids_and_weights[count:]
         ctx.save_for_backward(*ids)
-        ctx.rows = [weight.shape[0] for weight in weights]
+        ctx.rows, ctx.ties = [weight.shape[0] for weight in weights], ties
         return _cpp.embedding(list(ids), list(weights))
 
     @staticmethod
     def backward(ctx, dy):
-        ids, need = ctx.saved_tensors, ctx.needs_input_grad[1 + len(ctx.rows) :]
-        grads = [_cpp.embedding_grad(i, dy, rows) if wanted else None for i, rows, wanted in zip(ids, ctx.rows, need)]
-        return (None, *(None for _ in ids), *grads)
+        ids, need = ctx.saved_tensors, ctx.needs_input_grad[2 + len(ctx.rows) :]
+        grads = [_embedding_grad(*each, dy) if wanted else None for *each, wanted in zip(ids, ctx.rows, ctx.ties, need)]
+        return (None, None, *(None for _ in ids), *grads)
+
+
+def _embedding_grad(ids, rows, tie, dy):
+    if tie is None or not tie.head:
+        return _cpp.embedding_grad(ids, dy, rows)
+    parts = [_cpp.linear_grad_weight(*tie.head.pop()) for _ in range(len(tie.head))]
+    total = functools.reduce(operator.add, parts)
+    _cpp.embedding_grad_add(ids, dy, total)
+    return total
 
 
 def embedding(ids, weight):
@@ -147,7 +190,11 @@ def embedding_sum(ids, weights):
     _check(fits, "embedding", "expected weights (V, D) of one D", *weights)
     fits = all(i.shape == ids[0].shape or i.shape == (1, *ids[0].shape[1:]) for i in ids)
     _check(fits, "embedding", "expected ids of one shape, or with 1 in place of B", *ids)
-    return _Embedding.apply(len(ids), *ids, *weights)
+    ties = [_ties.get(id(weight)) for weight in weights]
+    for tie in ties:
+        if tie:
+            tie.embedded = True
+    return _Embedding.apply(len(ids), ties, *ids, *weights)
 
 
 class _Gelu(_Function):
@@ -531,7 +578,7 @@ def _decoder_layer(block):
 
 
 def make_decoder(blocks):
-    """Returns a function that runs a few tokens through whole decoder blocks; ``stock.make_decoder`` has the details."""
+    """Returns a function that runs a few tokens through whole decoder blocks; ``stock.make_decoder`` has more."""
     return _Decoder(blocks)
 
 

@@ -4,6 +4,7 @@ Shapes: B batch, T tokens (S keys), D width, H heads, K key-value heads, C head 
 These functions are the reference of the table: ``cpu`` and ``ascend`` have the same names and signatures.
 """
 
+import contextlib
 import math
 
 import mindspore as ms
@@ -34,6 +35,11 @@ def linear(x, weight, bias=None):
 def embedding(ids, weight):
     """Returns rows of weight: ids int32 (...), weight (V, D) -> (..., D)."""
     return ops.gather(weight, ids, 0)
+
+
+def tied(weight):
+    """Returns a context in which an embedding and a later linear map by one weight belong to one forward pass."""
+    return contextlib.nullcontext()
 
 
 def embedding_sum(ids, weights):

@@ -6,7 +6,6 @@ from mindspore import Tensor, ops
 
 from msllm import kernels
 
-
 _UNKNOWN = object()
 
 

@@ -41,8 +41,15 @@ class CausalLM(PretrainedModel):
             row_start: int32 (B, T), the first key that a query may see, for packed documents.
             cache: a KVCache; the caller advances it (next_logits does).
         """
+        if self.tied and kernels.active() == "cpu":
+            return self._tied_pass(input_ids, attention_mask, position_ids, row_start, cache)
         body = getattr(self, self.base_model_prefix)
         return self.head(body(input_ids, attention_mask, position_ids, row_start, cache))
+
+    def _tied_pass(self, input_ids, *rest):
+        body = getattr(self, self.base_model_prefix)
+        with kernels.tied(getattr(body, self.embedding_name).weight):
+            return self.head(body(input_ids, *rest))
 
     def head(self, x_BTD):
         """Hidden states (B, T, D) to logits (B, T, V)."""

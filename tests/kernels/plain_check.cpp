@@ -39,7 +39,7 @@ void check_product() {
   constexpr int M = 13, N = 70, K = 300;
   const Numbers a = numbers(M * K, 7), b = numbers(N * K, 8);
   Numbers many(M * N), few(8 * N);
-  msllm::plain::matmul(a.data(), b.data(), many.data(), M, N, K, false, true);
+  msllm::plain::matmul(a.data(), b.data(), nullptr, many.data(), M, N, K, false, true);
   msllm::plain::linear_few(a.data(), {b.data(), nullptr, K, N}, nullptr, few.data(), 8);
   for (int i = 0; i < M; ++i) {
     for (int j = 0; j < N; ++j) {

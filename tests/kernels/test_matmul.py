@@ -34,7 +34,7 @@ def test_a_row_has_the_same_bits_alone_and_among_few(path, rng):
 def test_large_products_are_as_exact_as_torch(path, rng, M, N, K):
     x, w, dy = normal(rng, M, K) + 0.3, normal(rng, N, K), normal(rng, M, N)
     products = (  # each of the three that a linear layer needs: x w^T, dy w, dy^T x
-        (path._cpp.linear(Tensor(x), Tensor(w), None), x, w.T),
+        (path._cpp.linear(Tensor(x), Tensor(w), Tensor(np.zeros(N, np.float32))), x, w.T),
         (path._cpp.linear_grad_input(Tensor(dy), Tensor(w)), dy, w),
         (path._cpp.linear_grad_weight(Tensor(dy), Tensor(x)), dy.T, x),
     )
@@ -43,6 +43,13 @@ def test_large_products_are_as_exact_as_torch(path, rng, M, N, K):
         torch_error = np.abs((torch.tensor(a) @ torch.tensor(b)).numpy() - want).max()
         error = np.abs(got.asnumpy() - want).max()
         assert error <= 1e-6 * np.abs(want).max() and error <= 3 * torch_error
+
+
+@pytest.mark.parametrize("M, N, K", TILED)
+def test_large_products_take_the_bias_with_them(path, rng, assert_same, M, N, K):
+    x, w, b = normal(rng, M, K), normal(rng, N, K), 50 * normal(rng, N)
+    want = x.astype(np.float64) @ w.T.astype(np.float64) + b
+    assert_same(path.linear(Tensor(x), Tensor(w), Tensor(b)).asnumpy(), want, 1e-6)
 
 
 def test_nan_and_infinity_are_seen_in_large_products(path, rng):

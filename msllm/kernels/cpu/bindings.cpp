@@ -104,14 +104,13 @@ ShapeVector with_last(const Tensor& t, int64_t width) {
   return shape;
 }
 
-// x w^T without the bias that `few rows` take in passing.
+// y = x w^T + bias.
 void multiply_by_weight(const Tensor& x, const Tensor& weight, const float* bias, const Tensor& y) {
   const int64_t n = rows(x), I = last(x), O = last(y);
   if (n <= msllm::kFewRows) {
     return msllm::kernels().linear_few(floats(x), {floats(weight), bias, I, O}, nullptr, floats(y), n);
   }
-  msllm::kernels().matmul(floats(x), floats(weight), floats(y), n, O, I, false, true);
-  if (bias) msllm::kernels().add_bias(floats(y), bias, n, O);
+  msllm::kernels().matmul(floats(x), floats(weight), bias, floats(y), n, O, I, false, true);
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Optional& bias) {
@@ -124,7 +123,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Optional& bias) {
 Tensor linear_grad_input(const Tensor& dy, const Tensor& weight) {
   Tensor dx = make(with_last(dy, last(weight)));
   launch("linear_grad_input", {dy, weight}, {dx}, [=] {
-    msllm::kernels().matmul(floats(dy), floats(weight), floats(dx), rows(dy), last(dx), last(dy), false, false);
+    msllm::kernels().matmul(floats(dy), floats(weight), nullptr, floats(dx), rows(dy), last(dx), last(dy), false, false);
   });
   return dx;
 }
@@ -133,7 +132,7 @@ Tensor linear_grad_input(const Tensor& dy, const Tensor& weight) {
 Tensor linear_grad_weight(const Tensor& dy, const Tensor& x) {
   Tensor dweight = make({last(dy), last(x)});
   launch("linear_grad_weight", {dy, x}, {dweight}, [=] {
-    msllm::kernels().matmul(floats(dy), floats(x), floats(dweight), last(dy), last(x), rows(x), true, false);
+    msllm::kernels().matmul(floats(dy), floats(x), nullptr, floats(dweight), last(dy), last(x), rows(x), true, false);
   });
   return dweight;
 }
@@ -185,9 +184,19 @@ Tensor embedding(const Tensors& ids, const Tensors& weights) {
 Tensor embedding_grad(const Tensor& ids, const Tensor& dy, int64_t V) {
   Tensor dweight = make({V, last(dy)});
   launch("embedding_grad", {ids, dy}, {dweight}, [=] {
-    msllm::kernels().embedding_grad(ints(ids), count(ids), floats(dy), floats(dweight), rows(dy), V, last(dy));
+    msllm::kernels().fill_zero(floats(dweight), count(dweight));
+    msllm::kernels().embedding_grad(ints(ids), count(ids), floats(dy), floats(dweight), rows(dy), last(dy));
   });
   return dweight;
+}
+
+// Adds to what dweight holds already.
+void embedding_grad_add(const Tensor& given_ids, const Tensor& given_dy, const Tensor& dweight) {
+  require_dense(dweight, "embedding_grad_add: dweight");
+  const Tensor ids = dense(given_ids), dy = dense(given_dy);
+  launch("embedding_grad_add", {ids, dy, dweight}, {}, [=] {
+    msllm::kernels().embedding_grad(ints(ids), count(ids), floats(dy), floats(dweight), rows(dy), last(dy));
+  });
 }
 
 void cache_write(const Tensor& cache, const Tensor& given, int64_t start) {
@@ -282,6 +291,7 @@ PYBIND11_MODULE(MS_EXTENSION_NAME, m) {
   bind<1>(m, "column_sum", column_sum);
   bind<1>(m, "embedding", embedding);
   bind<1>(m, "embedding_grad", embedding_grad);
+  bind_strided<0>(m, "embedding_grad_add", embedding_grad_add);
   bind_strided<0>(m, "cache_write", cache_write);
   bind<2>(m, "cross_entropy", cross_entropy);
   bind<1>(m, "cross_entropy_grad", cross_entropy_grad);

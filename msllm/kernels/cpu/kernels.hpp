@@ -112,8 +112,8 @@ void fill_zero(float* x, int64_t count);
 // Row i takes (or, where `add`, adds) weight row ids[i % count]. Returns the index of the first id outside [0, V), or -1.
 int64_t embedding(const int32_t* ids, int64_t count, const float* weight, bool add, float* y, int64_t n, int64_t V,
                   int64_t D);
-void embedding_grad(const int32_t* ids, int64_t count, const float* dy, float* dweight, int64_t n, int64_t V,
-                    int64_t D);
+// Adds the rows of dy to rows of dweight.
+void embedding_grad(const int32_t* ids, int64_t count, const float* dy, float* dweight, int64_t n, int64_t D);
 // Turns by the angle times `sign`: -1 gives the gradient. Strides of x in numbers; y is contiguous.
 void rotary(const float* x, int64_t batch_stride, int64_t token_stride, int64_t head_stride, const float* cos,
             const float* sin, int64_t table_batch_stride, float* y, int64_t B, int64_t T, int64_t H, int64_t C,
@@ -138,9 +138,10 @@ void attention(const AttentionShape& shape, Rows q, Rows k, Rows v, float* out, 
 void attention_grad(const AttentionShape& shape, Rows q, Rows k, Rows v, const float* out, const float* logsumexp,
                     const float* dout, MutableRows dq, MutableRows dk, MutableRows dv);
 
-// matmul_plain.cpp: c (M, N) = a b, rows contiguous; a is (M, K), or (K, M) when transpose_a, and b is (K, N), or (N, K).
-void matmul(const float* a, const float* b, float* c, int64_t M, int64_t N, int64_t K, bool transpose_a,
-            bool transpose_b);
+// matmul_plain.cpp: c (M, N) = a b + bias, rows contiguous; a is (M, K), or (K, M) when transpose_a, b is (K, N), or
+// (N, K), and bias is (N,) or null.
+void matmul(const float* a, const float* b, const float* bias, float* c, int64_t M, int64_t N, int64_t K,
+            bool transpose_a, bool transpose_b);
 
 // linear_few.cpp: y (rows, O) = x (rows, I) w^T + bias + add for at most kFewRows rows; bias and add may be null.
 void linear_few(const float* x, const LinearLayer& layer, const float* add, float* y, int64_t rows);

@@ -12,7 +12,7 @@ bool load_gemm(const char* library);
 // Whether it has been found. Without, every path multiplies by itself (matmul_plain.cpp).
 bool gemm_loaded();
 
-// As kernels.hpp says of matmul; only where gemm_loaded().
+// As kernels.hpp says of matmul, without a bias; only where gemm_loaded().
 void matmul_onednn(const float* a, const float* b, float* c, int64_t M, int64_t N, int64_t K, bool transpose_a,
                    bool transpose_b);
 
@@ -22,8 +22,8 @@ constexpr int64_t kLeastTileWork = 1 << 24;
 // Whether this build and this processor can do matmul_amx. The first call asks the system for the tile unit.
 bool amx_usable();
 
-// The same on the tile unit, wherever it is usable; for products of at least kLeastTileWork multiplications.
-void matmul_amx(const float* a, const float* b, float* c, int64_t M, int64_t N, int64_t K, bool transpose_a,
-                bool transpose_b);
+// With a bias on the tile unit, wherever it is usable; for products of at least kLeastTileWork multiplications.
+void matmul_amx(const float* a, const float* b, const float* bias, float* c, int64_t M, int64_t N, int64_t K,
+                bool transpose_a, bool transpose_b);
 
 }  // namespace msllm

@@ -10,6 +10,7 @@
 #if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__linux__)
 
 #include <immintrin.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -196,13 +197,22 @@ struct alignas(64) TileConfig {
   }
 };
 
-// c (32 x 32) = a b over `steps` depth steps. Tiles 0 to 3 are c; 4 and 5 hold rows of a, 6 and 7 columns of b.
-void multiply_block(const uint16_t* a, const uint16_t* b, int64_t steps, float* c, int64_t c_stride) {
+// c (32 x 32) = a b + bias over `steps` depth steps; bias holds 32 numbers or is null. Tiles 0 to 3 are c; 4 and 5 hold
+// rows of a, 6 and 7 columns of b.
+void multiply_block(const uint16_t* a, const uint16_t* b, int64_t steps, const float* bias, float* c,
+                    int64_t c_stride) {
   const int64_t stride = c_stride * static_cast<int64_t>(sizeof(float));
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  if (bias != nullptr) {
+    _tile_loadd(0, bias, 0);  // a stride of 0: every row of the tile is the bias
+    _tile_loadd(1, bias + kRows, 0);
+    _tile_loadd(2, bias, 0);
+    _tile_loadd(3, bias + kRows, 0);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
 #define LEFT(p)                                     \
   _tile_loadd(4, a + ((p) - 1) * kTile, 64);        \
   _tile_loadd(5, a + ((p) + 2) * kTile, 64)
@@ -239,13 +249,15 @@ void multiply_block(const uint16_t* a, const uint16_t* b, int64_t steps, float* 
 }
 
 // The same for a block that may reach over the edge of c, or that adds to what c holds from earlier depths.
-void put_block(const uint16_t* a, const uint16_t* b, int64_t steps, float* c, int64_t c_stride, bool add, int64_t rows,
-               int64_t columns) {
-  if (!add && rows >= kWide && columns >= kWide) return multiply_block(a, b, steps, c, c_stride);
+void put_block(const uint16_t* a, const uint16_t* b, int64_t steps, const float* bias, float* c, int64_t c_stride,
+               bool add, int64_t rows, int64_t columns) {
+  if (!add && rows >= kWide && columns >= kWide) return multiply_block(a, b, steps, bias, c, c_stride);
   alignas(64) float whole[kWide * kWide];
-  multiply_block(a, b, steps, whole, kWide);
+  float edge[kWide] = {};
   rows = std::min(rows, kWide);
   columns = std::min(columns, kWide);
+  if (bias != nullptr) std::copy_n(bias, columns, edge);
+  multiply_block(a, b, steps, bias != nullptr ? edge : nullptr, whole, kWide);
   for (int64_t i = 0; i < rows; ++i) {
     const float* from = whole + i * kWide;
     float* to = c + i * c_stride;
@@ -258,6 +270,8 @@ void put_block(const uint16_t* a, const uint16_t* b, int64_t steps, float* c, in
   }
 }
 
+constexpr size_t kLargePage = size_t{2} << 20;
+
 // Memory that a thread keeps from one product to the next: fresh pages would cost more than the packing itself.
 class Packed {
  public:
@@ -266,7 +280,10 @@ class Packed {
     const int64_t size = count * steps * kGroup;
     if (size > size_) {
       std::free(data_);
-      data_ = static_cast<uint16_t*>(std::aligned_alloc(64, size * sizeof(uint16_t)));
+      // Large pages, so that what fits into the second-level cache does not collide there.
+      const size_t bytes = (size * sizeof(uint16_t) + kLargePage - 1) / kLargePage * kLargePage;
+      data_ = static_cast<uint16_t*>(std::aligned_alloc(kLargePage, bytes));
+      madvise(data_, bytes, MADV_HUGEPAGE);
       size_ = size;
     }
     return data_;
@@ -285,8 +302,8 @@ bool amx_usable() {
   return usable;
 }
 
-void matmul_amx(const float* a, const float* b, float* c, int64_t M, int64_t N, int64_t K, bool transpose_a,
-                bool transpose_b) {
+void matmul_amx(const float* a, const float* b, const float* bias, float* c, int64_t M, int64_t N, int64_t K,
+                bool transpose_a, bool transpose_b) {
   const Operand left = {a, transpose_a ? 1 : K, transpose_a ? M : 1, M, K};
   const Operand right = {b, transpose_b ? K : 1, transpose_b ? 1 : N, N, K};
   // The operand with fewer blocks is packed once for all threads; each chunk packs its panel of the other, which then
@@ -312,8 +329,9 @@ void matmul_amx(const float* a, const float* b, float* c, int64_t M, int64_t N, 
         for (int64_t j = begin; j < end; ++j) {
           const uint16_t *theirs = packed + i * block, *ours = mine + (j - begin) * block;
           const int64_t row = (share_left ? i : j) * kWide, column = (share_left ? j : i) * kWide;
-          put_block(share_left ? theirs : ours, share_left ? ours : theirs, steps, c + row * N + column, N, k > 0,
-                    M - row, N - column);
+          put_block(share_left ? theirs : ours, share_left ? ours : theirs, steps,
+                    bias != nullptr && k == 0 ? bias + column : nullptr, c + row * N + column, N, k > 0, M - row,
+                    N - column);
         }
       }
       _tile_release();
@@ -329,7 +347,7 @@ namespace msllm {
 
 bool amx_usable() { return false; }
 
-void matmul_amx(const float*, const float*, float*, int64_t, int64_t, int64_t, bool, bool) {}
+void matmul_amx(const float*, const float*, const float*, float*, int64_t, int64_t, int64_t, bool, bool) {}
 
 }  // namespace msllm
 

@@ -42,11 +42,15 @@ void multiply_in_blocks(Matrix a, Matrix b, float* c, int64_t M, int64_t N, int6
 
 }  // namespace
 
-void matmul(const float* a, const float* b, float* c, int64_t M, int64_t N, int64_t K, bool transpose_a,
-            bool transpose_b) {
-  if (gemm_loaded()) return matmul_onednn(a, b, c, M, N, K, transpose_a, transpose_b);
-  multiply_in_blocks(transpose_a ? Matrix{a, 1, M} : Matrix{a, K, 1}, transpose_b ? Matrix{b, 1, K} : Matrix{b, N, 1}, c,
-                     M, N, K);
+void matmul(const float* a, const float* b, const float* bias, float* c, int64_t M, int64_t N, int64_t K,
+            bool transpose_a, bool transpose_b) {
+  if (gemm_loaded()) {
+    matmul_onednn(a, b, c, M, N, K, transpose_a, transpose_b);
+  } else {
+    multiply_in_blocks(transpose_a ? Matrix{a, 1, M} : Matrix{a, K, 1}, transpose_b ? Matrix{b, 1, K} : Matrix{b, N, 1},
+                       c, M, N, K);
+  }
+  if (bias != nullptr) add_bias(c, bias, M, N);
 }
 
 }  // namespace MSLLM_PATH

@@ -17,8 +17,8 @@ MSLLM_PATHS
 namespace {
 
 // The tile unit for large products; small ones as in the widest path.
-void matmul_by_size(const float* a, const float* b, float* c, int64_t M, int64_t N, int64_t K, bool transpose_a,
-                    bool transpose_b);
+void matmul_by_size(const float* a, const float* b, const float* bias, float* c, int64_t M, int64_t N, int64_t K,
+                    bool transpose_a, bool transpose_b);
 
 struct Path {
   const char* name;
@@ -41,10 +41,10 @@ const std::vector<Path>& paths() {
   return all;
 }
 
-void matmul_by_size(const float* a, const float* b, float* c, int64_t M, int64_t N, int64_t K, bool transpose_a,
-                    bool transpose_b) {
+void matmul_by_size(const float* a, const float* b, const float* bias, float* c, int64_t M, int64_t N, int64_t K,
+                    bool transpose_a, bool transpose_b) {
   static const auto small = paths()[paths().size() - 2].kernels.matmul;
-  (M * N * K < kLeastTileWork ? small : &matmul_amx)(a, b, c, M, N, K, transpose_a, transpose_b);
+  (M * N * K < kLeastTileWork ? small : &matmul_amx)(a, b, bias, c, M, N, K, transpose_a, transpose_b);
 }
 
 const Path*& current() {

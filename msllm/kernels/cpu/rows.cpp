@@ -69,9 +69,7 @@ int64_t embedding(const int32_t* ids, int64_t count, const float* weight, bool a
   return -1;
 }
 
-void embedding_grad(const int32_t* ids, int64_t count, const float* dy, float* dweight, int64_t n, int64_t V,
-                    int64_t D) {
-  fill_zero(dweight, V * D);
+void embedding_grad(const int32_t* ids, int64_t count, const float* dy, float* dweight, int64_t n, int64_t D) {
   // Each chunk owns some columns and takes the tokens in order: rows that repeat are added in a fixed order.
   parallel_ranges(D, 128, [=](int64_t begin, int64_t end) {
     for (int64_t row = 0; row < n; ++row) {
