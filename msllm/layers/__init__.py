@@ -2,7 +2,16 @@
 C head width, R = C/2 rotary pairs."""
 
 from msllm.layers.attention import attend, attend_packed
-from msllm.layers.basic import Dropout, Embedding, LayerNorm, Linear, RMSNorm, parameter
+from msllm.layers.basic import (
+    Dropout,
+    Embedding,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    initialise,
+    no_initial_values,
+    parameter,
+)
 from msllm.layers.cache import KVCache
 from msllm.layers.decoder import BlockParts, run_blocks
 from msllm.layers.positions import Rotary, alibi_slopes, positions
@@ -19,6 +28,8 @@ __all__ = [
     "alibi_slopes",
     "attend",
     "attend_packed",
+    "initialise",
+    "no_initial_values",
     "parameter",
     "positions",
     "run_blocks",

@@ -1,7 +1,10 @@
 """The cells that own parameters: linear, embedding and the two norms; and dropout."""
 
+import contextlib
+
 import mindspore as ms
-from mindspore import Parameter, nn
+import numpy as np
+from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal, initializer
 
 from msllm import kernels
@@ -10,11 +13,35 @@ from msllm import kernels
 GELU_KINDS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 
 
+_defer = False
+
+
 def parameter(shape: tuple[int, ...], init="zeros") -> Parameter:
     """Returns a float32 Parameter of ``shape``; ``init`` is a standard deviation (normal), "zeros" or "ones"."""
-    if isinstance(init, float):
-        init = Normal(init)
-    return Parameter(initializer(init, shape, ms.float32))
+    # What is empty takes no memory until it is written.
+    new = Parameter(Tensor.from_numpy(np.empty(shape, np.float32)) if _defer else _initial(shape, init))
+    new.init = init
+    return new
+
+
+def _initial(shape, init) -> Tensor:
+    return initializer(Normal(init) if isinstance(init, float) else init, shape, ms.float32)
+
+
+@contextlib.contextmanager
+def no_initial_values():
+    """While open, new parameters hold no values: those of a checkpoint follow, and drawing half a billion is slow."""
+    global _defer
+    before, _defer = _defer, True
+    try:
+        yield
+    finally:
+        _defer = before
+
+
+def initialise(of: Parameter) -> None:
+    """Gives a parameter the initial values that it was made for."""
+    of.set_data(_initial(of.shape, of.init).init_data())
 
 
 class Linear(nn.Cell):

@@ -10,6 +10,7 @@ from mindspore import Tensor, nn
 
 from msllm.errors import UserError, nearest
 from msllm.files import atomic_folder, read_json, write_json
+from msllm.layers import initialise, no_initial_values
 from msllm.models import weights
 from msllm.models.config import ModelConfig
 
@@ -38,12 +39,19 @@ class PretrainedModel(nn.Cell):
     def from_pretrained(cls, folder: str | Path):
         """Builds this class from a folder with config.json and safetensors; see msllm.from_pretrained."""
         folder = Path(folder)
-        model = cls(cls.config_class.from_dict(read_config(folder)))
-        model.load(weights.read_weights(folder), folder)
+        with no_initial_values():
+            model = cls(cls.config_class.from_dict(read_config(folder)))
+        parameters = {p.name: p for p in model.get_parameters()}
+        for name in model.load(weights.read_weights(folder), folder):
+            initialise(parameters[name])
         return model
 
-    def load(self, tensors: dict[str, np.ndarray], where: str | Path) -> None:
-        """Sets every parameter from Hugging Face tensors; ``where`` is named in errors."""
+    def load(self, tensors: dict[str, np.ndarray], where: str | Path) -> list[str]:
+        """Sets every parameter from Hugging Face tensors; ``where`` is named in errors.
+
+        Returns:
+            The names of parameters that the tensors lack and may lack; they are left as they are.
+        """
         tensors = self.sanitize(self._with_prefix(tensors))
         parameters = {p.name: p for p in self.get_parameters()}
         missing = weights.compare({n: p.shape for n, p in parameters.items()}, tensors, where, self.new_heads)
@@ -60,7 +68,8 @@ class PretrainedModel(nn.Cell):
             log.info("%s: not used: %s", where, ", ".join(extra))
         for name, parameter in parameters.items():
             if name in tensors:
-                parameter.set_data(Tensor.from_numpy(tensors[name]))
+                parameter.set_data(Tensor.from_numpy(weights.in_order(tensors[name])))
+        return missing
 
     def _with_prefix(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         prefix = self.base_model_prefix

@@ -1,6 +1,7 @@
 """Safetensors files: read by memory mapping, checked before use; written whole or not at all."""
 
 import json
+import mmap
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -112,9 +113,46 @@ def _tensor(path: Path, name: str, entry: Mapping, data: np.ndarray) -> np.ndarr
             f"{end - start} bytes; copy it again"
         )
     array = data[start:end].view(dtype).reshape(entry["shape"])
-    if entry["dtype"] == "BF16":  # the upper half of a float32
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32) if dtype in (np.float16, np.float64) else array
+    if dtype not in (np.float16, np.float64) and entry["dtype"] != "BF16":
+        return array
+    # bfloat16 is the upper half of a float32
+    copy = (array.astype(np.uint32) << 16).view(np.float32) if entry["dtype"] == "BF16" else array.astype(np.float32)
+    release(array)
+    return copy
+
+
+def in_order(array: np.ndarray, block: int = 64) -> np.ndarray:
+    """Returns the array with its rows one after the other in memory; a copy where they are not, and the file's pages go.
+
+    A transposed matrix is copied block by block: numpy would jump through all of memory for every row.
+    """
+    if array.flags.c_contiguous:
+        return array
+    copy = np.empty(array.shape, array.dtype)
+    if array.ndim == 2:
+        for i in range(0, array.shape[0], block):
+            for j in range(0, array.shape[1], block):
+                copy[i : i + block, j : j + block] = array[i : i + block, j : j + block]
+    else:
+        copy[...] = array
+    release(array)
+    return copy
+
+
+def release(array: np.ndarray) -> None:
+    """Takes the pages of an array that is mapped from a file out of memory; reading it again reads the file again."""
+    root = array
+    while root is not None and not isinstance(root, np.memmap):
+        root = root.base
+    while root is not None and isinstance(root.base, np.memmap):
+        root = root.base
+    if root is None or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = root.ctypes.data - root.offset % mmap.ALLOCATIONGRANULARITY  # of the mapping
+    low, high = (address - start for address in np.byte_bounds(array))
+    low, high = -(-low // mmap.PAGESIZE) * mmap.PAGESIZE, high // mmap.PAGESIZE * mmap.PAGESIZE
+    if low < high:
+        root._mmap.madvise(mmap.MADV_DONTNEED, low, high - low)
 
 
 def save_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:

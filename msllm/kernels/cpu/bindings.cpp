@@ -199,15 +199,6 @@ void embedding_grad_add(const Tensor& given_ids, const Tensor& given_dy, const T
   });
 }
 
-void cache_write(const Tensor& cache, const Tensor& given, int64_t start) {
-  require_dense(cache, "cache_write: cache");
-  const Tensor fresh = dense(given);
-  launch("cache_write", {cache, fresh}, {}, [=] {
-    const auto &to = cache.shape(), &from = fresh.shape();
-    msllm::kernels().cache_write(floats(cache), floats(fresh), from[0], to[1], from[1], from[2] * from[3], start);
-  });
-}
-
 Tensors cross_entropy(const Tensor& logits, const Tensor& labels, int64_t ignore_index) {
   Tensor loss = make(labels.shape()), logsumexp = make(labels.shape());
   launch("cross_entropy", {logits, labels}, {loss, logsumexp}, [=] {
@@ -292,7 +283,6 @@ PYBIND11_MODULE(MS_EXTENSION_NAME, m) {
   bind<1>(m, "embedding", embedding);
   bind<1>(m, "embedding_grad", embedding_grad);
   bind_strided<0>(m, "embedding_grad_add", embedding_grad_add);
-  bind_strided<0>(m, "cache_write", cache_write);
   bind<2>(m, "cross_entropy", cross_entropy);
   bind<1>(m, "cross_entropy_grad", cross_entropy_grad);
   bind_strided<0>(m, "adamw", adamw);

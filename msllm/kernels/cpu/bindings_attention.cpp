@@ -46,6 +46,16 @@ Tensors rotary_angles(const Tensor& given_positions, const Tensor& given_frequen
   return {cos, sin};
 }
 
+void cache_write(const Tensor& cache, const Tensor& given, int64_t start) {
+  require_dense(cache, "cache_write: cache");
+  const Tensor fresh = with_contiguous_rows(given);
+  launch("cache_write", {cache, fresh}, {}, [=] {
+    const auto& shape = fresh.shape();
+    msllm::kernels().cache_write(floats(cache), read(rows_of(fresh)), shape[0], cache.shape()[1], shape[1], shape[2],
+                                 shape[3], start);
+  });
+}
+
 struct AttentionOptions {
   double scale, dropout;
   bool causal;
@@ -246,6 +256,7 @@ void bind_attention(py::module_& m) {
       }));
   bind_strided<1>(m, "rotary", rotary);
   bind_strided<2>(m, "rotary_angles", rotary_angles);
+  bind_strided<0>(m, "cache_write", cache_write);
   bind_strided<2>(m, "attention", attention);
   bind_strided<3>(m, "attention_grad", attention_grad);
   bind<2>(m, "packed_attention", packed_attention);

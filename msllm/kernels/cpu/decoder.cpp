@@ -83,15 +83,8 @@ class Decoder {
       q = turn(q, H, C, turned_q_);
       k = turn(k, K, C, turned_k_);
     }
-    const MutableRows cached_keys = {keys, S * K * C, K * C, C}, cached_values = {values, S * K * C, K * C, C};
-    for (int64_t b = 0; b < step_.B; ++b) {
-      for (int64_t t = 0; t < T; ++t) {
-        for (int64_t h = 0; h < K; ++h) {
-          std::copy_n(k.at(b, t, h), C, cached_keys.at(b, step_.start + t, h));
-          std::copy_n(v.at(b, t, h), C, cached_values.at(b, step_.start + t, h));
-        }
-      }
-    }
+    cache_write(keys, k, step_.B, S, T, K, C, step_.start);
+    cache_write(values, v, step_.B, S, T, K, C, step_.start);
     const AttentionShape shape = {step_.B,     T,    S,   H, K, C, step_.start + T, layer.scale, true, step_.key_mask,
                                   nullptr, step_.slopes, {}};
     attention(shape, q, {keys, S * K * C, K * C, C}, {values, S * K * C, K * C, C}, attended_, logsumexp_);

@@ -120,7 +120,8 @@ void rotary(const float* x, int64_t batch_stride, int64_t token_stride, int64_t 
             float sign);
 // cos and sin (count, R) of the angles position * frequency.
 void rotary_angles(const int32_t* positions, const float* frequencies, float* cos, float* sin, int64_t count, int64_t R);
-void cache_write(float* cache, const float* fresh, int64_t B, int64_t S, int64_t T, int64_t width, int64_t start);
+// Sets cache (B, S, K, C) at tokens start to start + T - 1.
+void cache_write(float* cache, Rows fresh, int64_t B, int64_t S, int64_t T, int64_t K, int64_t C, int64_t start);
 
 // loss.cpp: returns the index of the first label outside [0, V) that is not ignored, or -1.
 int64_t cross_entropy(const float* logits, const int32_t* labels, float* loss, float* logsumexp, int64_t n, int64_t V,

@@ -115,10 +115,11 @@ void rotary_angles(const int32_t* positions, const float* frequencies, float* co
   });
 }
 
-void cache_write(float* cache, const float* fresh, int64_t B, int64_t S, int64_t T, int64_t width, int64_t start) {
-  parallel_ranges(B * T, rows_per_chunk(width), [=](int64_t begin, int64_t end) {
+void cache_write(float* cache, Rows fresh, int64_t B, int64_t S, int64_t T, int64_t K, int64_t C, int64_t start) {
+  parallel_ranges(B * T, rows_per_chunk(K * C), [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      std::copy_n(fresh + row * width, width, cache + (row / T * S + start + row % T) * width);
+      float* to = cache + (row / T * S + start + row % T) * K * C;
+      for (int64_t h = 0; h < K; ++h) std::copy_n(fresh.at(row / T, row % T, h), C, to + h * C);
     }
   });
 }
