@@ -18,6 +18,10 @@ def info() -> None:
             rows[package] = "not installed"
     rows["device"] = kernels.DEVICE
     rows["kernels"] = kernels.active()
-    rows |= {f"kernels: {key}": value for key, value in build.status().items()}
+    rows |= {f"kernels: {key}": value for key, value in build.status().items() if value not in ("", None)}
+    if kernels.active() == "cpu":
+        from msllm.kernels import cpu
+
+        rows["kernels: path in use"] = cpu.path_in_use()
     for key, value in rows.items():
         print(f"{key:24} {value}")

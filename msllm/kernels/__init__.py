@@ -73,35 +73,16 @@ __all__ = [
     "use",
 ]
 
-_FUNCTIONS = (
-    "adamw",
-    "add_layer_norm",
-    "add_rms_norm",
-    "attention",
-    "cache_write",
-    "cross_entropy",
-    "dropout",
-    "embedding",
-    "embedding_sum",
-    "gelu",
-    "layer_norm",
-    "linear",
-    "linear_gelu",
-    "make_decoder",
-    "packed_attention",
-    "rms_norm",
-    "rotary",
-    "rotary_angles",
-    "sum_squares",
-    "swiglu",
-    "tied",
-)
 _active = "stock"
+
+
+class NoKernels(UserError):
+    """The C++ kernels have not been built, or cannot be loaded."""
 
 
 def table() -> tuple[str, ...]:
     """Returns the names of the kernel functions."""
-    return _FUNCTIONS
+    return tuple(stock.__all__)
 
 
 def active() -> str:
@@ -126,7 +107,7 @@ def use(name: str) -> None:
             f"use stock, cpu, ascend or auto"
         )
     module = _auto() if name == "auto" else _load(name)
-    for function in _FUNCTIONS:
+    for function in stock.__all__:
         globals()[function] = getattr(module, function)
     _active = module.__name__.rsplit(".", 1)[1]
 
@@ -136,7 +117,7 @@ def _auto():
         return _load("ascend")
     try:
         return _load("cpu")
-    except UserError as e:
+    except NoKernels as e:
         if sys.orig_argv[1:3] != ["-m", "msllm.kernels.build"]:  # which is about to build them
             warnings.warn(f"slower stock kernels are in use: {e}", stacklevel=3)
         return stock
@@ -150,7 +131,7 @@ def _load(name: str):
     try:
         return importlib.import_module(f"msllm.kernels.{name}")
     except ImportError as e:
-        raise UserError(str(e)) from e
+        raise NoKernels(str(e)) from e
 
 
 use(os.environ.get("MSLLM_KERNELS") or "auto")

@@ -21,6 +21,7 @@ from msllm.kernels.stock import (
     linear_gelu,
     make_decoder,
     rotary_angles,
+    split_packed,
     sum_squares,
     tied,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "rms_norm",
     "rotary",
     "rotary_angles",
+    "split_packed",
     "sum_squares",
     "swiglu",
     "tied",
@@ -159,7 +161,7 @@ def packed_attention(
     qkv_BTP, heads, interleaved, scale, causal=True, key_mask=None, row_start=None, slopes=None, dropout=0.0
 ):
     """Returns attention of a packed projection: (B, T, 3 H C) -> (B, T, H C); ``stock.packed_attention`` has more."""
-    parts = stock.split_packed(qkv_BTP, heads, interleaved)
+    parts = split_packed(qkv_BTP, heads, interleaved)
     out = attention(*parts, scale, causal, key_mask, row_start, slopes, None, dropout)
     return ops.reshape(out, (*qkv_BTP.shape[:2], -1))
 

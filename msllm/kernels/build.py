@@ -20,8 +20,14 @@ from msllm.kernels import cached
 
 _BINDINGS = ("bindings.cpp", "bindings_attention.cpp")  # these include MindSpore's headers
 _TILES = "matmul_amx.cpp"
-_ONCE = ("huge_pages.cpp", "matmul.cpp", _TILES, "parallel.cpp", "paths.cpp")  # the same for all paths
-_TRIAL = "from msllm import kernels; import mindspore as ms; kernels.gelu(ms.Tensor([1.0])).asnumpy()"
+_ONCE = ("huge_pages.cpp", "matmul_onednn.cpp", _TILES, "parallel.cpp", "paths.cpp")  # the same for all paths
+# A vector kernel, and a product that is large enough for the tile unit.
+_TRIAL = """
+import mindspore as ms
+from msllm import kernels
+kernels.gelu(ms.Tensor([1.0])).asnumpy()
+kernels.linear(ms.ops.ones((256, 256)), ms.ops.ones((256, 256))).asnumpy()
+"""
 
 
 class BuildError(Exception):
@@ -118,10 +124,12 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def status() -> dict[str, object]:
-    """Returns {"usable", "folder", "reason", "compiler", "threads"} of this machine's build, without building."""
-    found = {"usable": True, "folder": str(cached.folder()), "reason": "", "compiler": compiler(), "threads": None}
+    """Returns {"usable", "folder", "reason", "compiler", "threads", "paths"} of this build; builds nothing."""
+    found = {"usable": True, "folder": str(cached.folder()), "reason": "", "compiler": compiler()}
+    found |= {"threads": None, "paths": None}
     try:
-        found["threads"] = cached.load().thread_count()
+        module = cached.load()
+        found.update(threads=module.thread_count(), paths=", ".join(module.path_names()))
     except cached.NotBuilt as e:
         found.update(usable=False, reason=str(e))
     return found
@@ -139,7 +147,7 @@ def main() -> int:
                 "Everything works without them, with slower stock kernels."
             )
             return 0
-        print("building C++ kernels (about 40 s)...", flush=True)
+        print("building C++ kernels (about a minute)...", flush=True)
         start = time.monotonic()
         try:
             folder = build()
@@ -154,7 +162,7 @@ def _try() -> int:
     """Runs one kernel in another process: a library that the processor cannot run must not stay."""
     done = subprocess.run(
         [sys.executable, "-c", _TRIAL],
-        env={**os.environ, "MSLLM_KERNELS": "cpu"},
+        env={**os.environ, "MSLLM_KERNELS": "cpu", "MSLLM_PATH": ""},  # whatever the user has set
         check=False,
         capture_output=True,
         text=True,

@@ -59,7 +59,7 @@ def paths() -> dict[str, list[str]]:
     if {"avx2", "fma"} <= features:
         found["avx2"] = ["-mavx2", "-mfma"]
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= features:
-        found["avx512"] = NATIVE
+        found["avx512"] = NATIVE  # and whatever else this processor has, the tile unit among it
     return found
 
 

@@ -14,6 +14,32 @@ from mindspore import Tensor, ops
 from msllm.kernels import random_state
 from msllm.kernels.device import DEVICE
 
+# The table: what every implementation has.
+__all__ = [
+    "adamw",
+    "add_layer_norm",
+    "add_rms_norm",
+    "attention",
+    "cache_write",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "embedding_sum",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "linear_gelu",
+    "make_decoder",
+    "packed_attention",
+    "rms_norm",
+    "rotary",
+    "rotary_angles",
+    "split_packed",
+    "sum_squares",
+    "swiglu",
+    "tied",
+]
+
 # ops.dense and mint's linear are 5 to 200 times slower on the CPU than these three.
 _matmul_nt = ops.MatMul(transpose_b=True)
 _batch_matmul_nt = ops.BatchMatMul(transpose_b=True)
@@ -231,7 +257,7 @@ def _drop(x, p):
 
 
 def _keep(shape, p):
-    """Returns the next mask, bool of ``shape``: the same bits as cpu/random.hpp, from 32-bit integer operators."""
+    """Returns the next mask, bool of ``shape``: the same bits as cpu/random_bits.hpp, from 32-bit integer operators."""
     columns = shape[-1]
     rows = math.prod(shape[:-1])
     seed_and_calls = ops.assign_add(random_state.state, _ONE_MORE_CALL)

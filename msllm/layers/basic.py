@@ -1,6 +1,7 @@
 """The cells that own parameters: linear, embedding and the two norms; and dropout."""
 
 import contextlib
+import contextvars
 
 import mindspore as ms
 import numpy as np
@@ -13,13 +14,13 @@ from msllm import kernels
 GELU_KINDS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 
 
-_defer = False
+_without_values = contextvars.ContextVar("without_values", default=False)
 
 
 def parameter(shape: tuple[int, ...], init="zeros") -> Parameter:
     """Returns a float32 Parameter of ``shape``; ``init`` is a standard deviation (normal), "zeros" or "ones"."""
     # What is empty takes no memory until it is written.
-    new = Parameter(Tensor.from_numpy(np.empty(shape, np.float32)) if _defer else _initial(shape, init))
+    new = Parameter(Tensor.from_numpy(np.empty(shape, np.float32)) if _without_values.get() else _initial(shape, init))
     new.init = init
     return new
 
@@ -31,12 +32,11 @@ def _initial(shape, init) -> Tensor:
 @contextlib.contextmanager
 def no_initial_values():
     """While open, new parameters hold no values: those of a checkpoint follow, and drawing half a billion is slow."""
-    global _defer
-    before, _defer = _defer, True
+    token = _without_values.set(True)
     try:
         yield
     finally:
-        _defer = before
+        _without_values.reset(token)
 
 
 def initialise(of: Parameter) -> None:

@@ -32,9 +32,10 @@ class BlockParts:
     interleaved: bool = False
 
     def is_plain(self) -> bool:
-        """Whether all projections are plain linear layers: adapters and the like compute in their own way."""
+        """Whether all are plain linear layers and norms: adapters and the like compute in their own way."""
         cells = (*self.qkv, self.output, self.up, self.down, *((self.gate,) if self.gate else ()))
-        return all(type(cell) is Linear for cell in cells)
+        norms = (self.attention_norm, self.mlp_norm)
+        return all(type(cell) is Linear for cell in cells) and all(type(n) in (LayerNorm, RMSNorm) for n in norms)
 
 
 def run_blocks(blocks: Sequence, x_BTD, key_mask, row_start, cache: KVCache | None, rotary=None, slopes=None):
@@ -46,7 +47,7 @@ def run_blocks(blocks: Sequence, x_BTD, key_mask, row_start, cache: KVCache | No
         key_mask, row_start, slopes: as in layers.attend.
         rotary: (cos, sin) of the new tokens.
     """
-    if cache is not None and row_start is None:
+    if cache is not None and row_start is None and not blocks[0].training:
         decoder = cache.decoder(blocks)
         if decoder is not None and decoder.takes(x_BTD.shape):
             return decoder(x_BTD, cache.keys, cache.values, cache.length, key_mask, rotary, slopes), None

@@ -41,8 +41,8 @@ class CausalLM(PretrainedModel):
             row_start: int32 (B, T), the first key that a query may see, for packed documents.
             cache: a KVCache; the caller advances it (next_logits does).
         """
-        if self.tied and kernels.active() == "cpu":
-            return self._tied_pass(input_ids, attention_mask, position_ids, row_start, cache)
+        if self.tied and cache is None and kernels.active() == "cpu":  # ms.jit takes no context, and has no need of one
+            return self._tied_pass(input_ids, attention_mask, position_ids, row_start)
         body = getattr(self, self.base_model_prefix)
         return self.head(body(input_ids, attention_mask, position_ids, row_start, cache))
 

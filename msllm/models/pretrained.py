@@ -49,6 +49,9 @@ class PretrainedModel(nn.Cell):
     def load(self, tensors: dict[str, np.ndarray], where: str | Path) -> list[str]:
         """Sets every parameter from Hugging Face tensors; ``where`` is named in errors.
 
+        Of tensors that are mapped from a file, those that had to be copied are read from the file again if they are
+        used again: changes made to them in place are lost.
+
         Returns:
             The names of parameters that the tensors lack and may lack; they are left as they are.
         """

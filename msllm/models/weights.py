@@ -122,7 +122,7 @@ def _tensor(path: Path, name: str, entry: Mapping, data: np.ndarray) -> np.ndarr
 
 
 def in_order(array: np.ndarray, block: int = 64) -> np.ndarray:
-    """Returns the array with its rows one after the other in memory; a copy where they are not, and the file's pages go.
+    """Returns the array with its rows one after the other in memory: itself, or a copy in place of the file's pages.
 
     A transposed matrix is copied block by block: numpy would jump through all of memory for every row.
     """

@@ -79,6 +79,7 @@ def test_a_failing_compiler_leaves_nothing_behind(monkeypatch, tmp_path, capsys)
 def test_status_of_a_usable_build(cpp):
     status = build.status()
     assert status["usable"] is True and status["folder"] == str(cached.folder()) and status["threads"] >= 1
+    assert status["paths"].split(", ")[0] == "plain"
 
 
 @pytest.mark.skipif(CROSS is None, reason="needs g++-aarch64-linux-gnu")

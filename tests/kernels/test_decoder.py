@@ -72,19 +72,15 @@ def test_equal_to_block_by_block(path, model, rng, assert_same, monkeypatch, row
 
 def test_it_is_taken_for_few_tokens_only(path, rng, monkeypatch):
     model = gpt2().set_train(False)
-    calls = []
-    inner = path._cpp.decode
+    calls, decode_blocks = [], path.make_decoder
 
-    class Recorder:
-        def __getattr__(self, name):
-            return getattr(real, name)
+    def recording(blocks):
+        decoder = decode_blocks(blocks)
+        whole = type(decoder).__call__
+        monkeypatch.setattr(type(decoder), "__call__", lambda *args: calls.append(args[1].shape[:2]) or whole(*args))
+        return decoder
 
-        def decode(self, layers, x, *rest):
-            calls.append(x.shape[:2])
-            return inner(layers, x, *rest)
-
-    real = path._cpp
-    monkeypatch.setattr(path, "_cpp", Recorder())
+    monkeypatch.setattr(kernels, "make_decoder", recording)
     decode(model, rng.integers(0, V, (2, 14)).astype(np.int32), [5, 4, 1, 4])
     assert calls == [(2, 4), (2, 1), (2, 4)]
 
@@ -119,3 +115,38 @@ def test_a_full_cache_says_so(path, rng):
     x = ms.ops.zeros((1, 1, 24))
     with pytest.raises(ValueError, match="the cache holds 2 tokens"):
         run_blocks(model.transformer.h, x, None, None, cache)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"keys": (2, 4, 3, 8)}, r"expected 3 caches \(1, 4, 3, 8\)"),
+        ({"keys": (1, 4, 3, 6)}, r"expected 3 caches \(1, 4, 3, 8\)"),
+        ({"x": (1, 1, 20)}, r"expected x \(B, T, 24\)"),
+        ({"rotary": ((1, 2, 4), (1, 2, 4))}, r"cos and sin \(1 or B, T, C/2\)"),
+        ({"slopes": (2,)}, r"expected slopes \(3,\)"),
+        ({"key_mask": (1, 9)}, r"expected key_mask \(1, 1\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_raise(path, change, message):
+    decoder = path.make_decoder([block.parts() for block in gpt2().set_train(False).transformer.h])
+    caches = [ms.ops.zeros(change.get("keys", (1, 4, 3, 8))) for _ in range(3)]
+    rotary = tuple(ms.ops.zeros(shape) for shape in change["rotary"]) if "rotary" in change else None
+    slopes = ms.ops.zeros(change["slopes"]) if "slopes" in change else None
+    mask = ms.ops.zeros(change["key_mask"], ms.int32) if "key_mask" in change else None
+    with pytest.raises(ValueError, match=message):
+        decoder(ms.ops.zeros(change.get("x", (1, 1, 24))), caches, caches, 0, mask, rotary, slopes)
+
+
+def test_training_mode_goes_block_by_block(path, rng, monkeypatch):
+    model = gpt2().set_train(True)
+    monkeypatch.setattr(kernels, "make_decoder", lambda blocks: pytest.fail("dropout would be skipped"))
+    model(Tensor(rng.integers(0, V, (1, 2)).astype(np.int32)), cache=model.make_cache(1, 2))
+
+
+def test_bloom_with_its_residual_after_the_norm_goes_block_by_block(path):
+    config = BloomConfig(
+        vocab_size=V, hidden_size=30, n_layer=2, n_head=3, apply_residual_connection_post_layernorm=True
+    )
+    model = BloomForCausalLM(config)
+    assert model.make_cache(1, 2).decoder(model.transformer.h) is None

@@ -10,7 +10,7 @@ import pytest
 
 from msllm import kernels
 from msllm.errors import UserError
-from msllm.kernels import ascend, cached, stock
+from msllm.kernels import ascend, build, cached, stock
 
 
 @pytest.fixture
@@ -19,7 +19,8 @@ def fresh(monkeypatch, tmp_path):
     before = kernels.active()
     with monkeypatch.context() as patch:
         patch.setenv("MSLLM_CACHE", str(tmp_path))
-        patch.delitem(sys.modules, "msllm.kernels.cpu", raising=False)
+        for module in ("cpu", "cpu_attention", "compiled"):
+            patch.delitem(sys.modules, f"msllm.kernels.{module}", raising=False)
         yield tmp_path / "kernels"
     kernels.use(before)
 
@@ -65,6 +66,13 @@ def test_the_environment_chooses_kernels_and_path(cpp):
         command, env={**os.environ, "MSLLM_PATH": "plain"}, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["plain"]
+
+
+def test_a_misspelt_path_is_an_error_and_costs_no_build(cpp, monkeypatch):
+    monkeypatch.setenv("MSLLM_PATH", "avx513")
+    done = subprocess.run([sys.executable, "-c", "import msllm.kernels"], capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "unknown path 'avx513'" in done.stderr
+    assert build._try() == 0 and cached.folder().is_dir()
 
 
 def test_ascend_kernels_need_an_ascend_device(monkeypatch):

@@ -5,6 +5,8 @@ import pytest
 import torch
 from mindspore import Tensor, ops
 
+from msllm.kernels import compiled
+
 # M, N, K that the tile unit takes: edges that fill no tile, one depth block and several, either operand the larger
 TILED = [(270, 300, 231), (33, 2100, 260), (1030, 65, 257), (66, 130, 2100)]
 
@@ -34,9 +36,9 @@ def test_a_row_has_the_same_bits_alone_and_among_few(path, rng):
 def test_large_products_are_as_exact_as_torch(path, rng, M, N, K):
     x, w, dy = normal(rng, M, K) + 0.3, normal(rng, N, K), normal(rng, M, N)
     products = (  # each of the three that a linear layer needs: x w^T, dy w, dy^T x
-        (path._cpp.linear(Tensor(x), Tensor(w), Tensor(np.zeros(N, np.float32))), x, w.T),
-        (path._cpp.linear_grad_input(Tensor(dy), Tensor(w)), dy, w),
-        (path._cpp.linear_grad_weight(Tensor(dy), Tensor(x)), dy.T, x),
+        (compiled.cpp.linear(Tensor(x), Tensor(w), Tensor(np.zeros(N, np.float32))), x, w.T),
+        (compiled.cpp.linear_grad_input(Tensor(dy), Tensor(w)), dy, w),
+        (compiled.cpp.linear_grad_weight(Tensor(dy), Tensor(x)), dy.T, x),
     )
     for got, a, b in products:
         want = a.astype(np.float64) @ b.astype(np.float64)
@@ -70,16 +72,20 @@ def test_numbers_of_any_size(path, rng, assert_same):
 def test_the_kernels_multiply_by_themselves_where_the_library_is_missing(path, rng, assert_same):
     arrays = normal(rng, 30, 300), normal(rng, 70, 300), normal(rng, 30, 70)
     x, w, dy = map(Tensor, arrays)
-    assert not path._cpp.load_gemm("/nowhere/libnothing.so")
+    assert not compiled.cpp.load_gemm("/nowhere/libnothing.so")
     try:
-        got = path._cpp.linear(x, w, None), path._cpp.linear_grad_input(dy, w), path._cpp.linear_grad_weight(dy, x)
+        got = (
+            compiled.cpp.linear(x, w, None),
+            compiled.cpp.linear_grad_input(dy, w),
+            compiled.cpp.linear_grad_weight(dy, x),
+        )
         a, b, d = (array.astype(np.float64) for array in arrays)
         for result, want in zip(got, (a @ b.T, d @ b, d.T @ a), strict=True):
             assert_same(result.asnumpy(), want)
     finally:
-        assert path._cpp.load_gemm(path._LIBRARY)
+        assert compiled.cpp.load_gemm(compiled.LIBRARY)
 
 
 def test_products_without_rows_or_depth(path):
     assert path.linear(ops.zeros((0, 5)), ops.ones((3, 5))).shape == (0, 3)
-    assert (path._cpp.linear_grad_weight(ops.zeros((0, 3)), ops.zeros((0, 5))).asnumpy() == np.zeros((3, 5))).all()
+    assert (compiled.cpp.linear_grad_weight(ops.zeros((0, 3)), ops.zeros((0, 5))).asnumpy() == np.zeros((3, 5))).all()

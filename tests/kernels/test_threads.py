@@ -4,6 +4,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 
+from msllm.kernels import compiled, random_state
+from msllm.models.llama import LlamaConfig, LlamaForCausalLM
+
 
 def normal(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
@@ -19,21 +22,31 @@ def everything(cpp):
     angle = Tensor(normal(rng, 1, 250, 12))
 
     def attend(q, k, v):
-        cpp.random_state.set_seed(1)
+        random_state.set_seed(1)
         return cpp.attention(cpp.rotary(q, angle, angle), k, v, 0.2, dropout=0.1)
 
+    def attend_packed(qkv):
+        return cpp.packed_attention(qkv, 4, True, 0.2)
+
     def normalize(x, weight, bias):
-        return cpp.rms_norm(cpp.layer_norm(x, weight, bias, 1e-5), weight, 1e-5)
+        x, y = cpp.add_layer_norm(x, cpp.layer_norm(x, weight, bias, 1e-5), weight, bias, 1e-5)
+        return ops.concat(cpp.add_rms_norm(x, cpp.rms_norm(y, weight, 1e-5), weight, 1e-5))
 
     def feed(x, up, square, bias):
         return cpp.linear(cpp.swiglu(cpp.gelu(x, "tanh"), cpp.gelu(up)), square, bias)
 
     def loss(table):
-        return cpp.cross_entropy(cpp.embedding(ids, table), ids)
+        return cpp.cross_entropy(cpp.embedding_sum((ids, ids), (table, table)), ids)
+
+    def multiply(x, square, bias):  # large enough for the tile unit, and so are its gradients
+        return cpp.linear(cpp.linear_gelu(x, square, bias), square, bias)
 
     results = []
     for function, inputs in [
         (attend, qkv),
+        (attend_packed, [Tensor(normal(rng, 2, 250, 96))]),
+        (multiply, [Tensor(normal(rng, 300, 260)), Tensor(normal(rng, 260, 260)), Tensor(normal(rng, 260))]),
+        (cpp.linear, [Tensor(normal(rng, 3, 260)), Tensor(normal(rng, 2000, 260))]),
         (normalize, [x, weight, bias]),
         (feed, [x, up, square, bias]),
         (loss, [table]),
@@ -51,14 +64,25 @@ def everything(cpp):
     return [r.asnumpy().tobytes() for r in [*results, param, mean, second]] + [cpp.sum_squares([x, up])]
 
 
-def test_bits_do_not_depend_on_the_number_of_threads(cpp):
-    module, before = cpp.cached.load(), cpp.cached.load().thread_count()
+def decoded():
+    """Returns the logits of some tokens, one at a time, of a model with grouped heads."""
+    sizes = {"hidden_size": 64, "intermediate_size": 640, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ms.set_seed(2)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=900, num_key_value_heads=2, **sizes)).set_train(False)
+    cache = model.make_cache(2, 5)
+    steps = [Tensor(np.full((2, 1), i, np.int32)) for i in range(5)]
+    return [model.next_logits(ids, None, None, cache).asnumpy().tobytes() for ids in steps]
+
+
+def test_bits_do_not_depend_on_the_number_of_threads(path):
+    module = compiled.cpp
+    before = module.thread_count()
     try:
         module.set_thread_count(1)
-        want = everything(cpp)
+        want = everything(path) + decoded()
         for count in (1, 2, 3, 8):
             module.set_thread_count(count)
-            got = everything(cpp)
+            got = everything(path) + decoded()
             assert [i for i, (a, b) in enumerate(zip(want, got)) if a != b] == [], f"{count} threads"
     finally:
         module.set_thread_count(before)

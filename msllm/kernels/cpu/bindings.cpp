@@ -106,7 +106,7 @@ ShapeVector with_last(const Tensor& t, int64_t width) {
 
 // y = x w^T + bias.
 void multiply_by_weight(const Tensor& x, const Tensor& weight, const float* bias, const Tensor& y) {
-  const int64_t n = rows(x), I = last(x), O = last(y);
+  const int64_t n = rows(y), I = last(x), O = last(y);
   if (n <= msllm::kFewRows) {
     return msllm::kernels().linear_few(floats(x), {floats(weight), bias, I, O}, nullptr, floats(y), n);
   }

@@ -210,7 +210,12 @@ struct LayerTensors {
   }
 };
 
-Tensor decode(const std::vector<LayerTensors>& layers, const Tensor& given_x, const Tensors& keys,
+// Shared with the operator, which may run after the call has returned.
+struct LayerList {
+  std::shared_ptr<const std::vector<LayerTensors>> layers;
+};
+
+Tensor decode(const LayerList& list, const Tensor& given_x, const Tensors& keys,
               const Tensors& values, int64_t start, const Optional& given_cos, const Optional& given_sin,
               const Optional& given_slopes, const Optional& given_key_mask) {
   const Tensor x = dense(given_x);
@@ -226,9 +231,9 @@ Tensor decode(const std::vector<LayerTensors>& layers, const Tensor& given_x, co
   inputs.insert(inputs.end(), keys.begin(), keys.end());
   inputs.insert(inputs.end(), values.begin(), values.end());
   Tensor y = like(x);
-  launch("decode", inputs, {y}, [=, &layers] {
+  launch("decode", inputs, {y}, [=] {
     std::vector<msllm::DecoderLayer> all;
-    for (const LayerTensors& layer : layers) all.push_back(layer.get());
+    for (const LayerTensors& layer : *list.layers) all.push_back(layer.get());
     std::vector<float*> key_data, value_data;
     for (const Tensor& cache : keys) key_data.push_back(floats(cache));
     for (const Tensor& cache : values) value_data.push_back(floats(cache));
@@ -271,6 +276,9 @@ void bind_attention(py::module_& m) {
         return LayerTensors{attention_norm, mlp_norm, qkv, output, up, down, gate, interleaved, gelu_tanh, H, K, C,
                             scale};
       }));
+  py::class_<LayerList>(m, "DecoderLayers").def(py::init([](const std::vector<LayerTensors>& layers) {
+    return LayerList{std::make_shared<const std::vector<LayerTensors>>(layers)};
+  }));
   m.attr("FEW_ROWS") = msllm::kFewRows;
   bind_strided<1>(m, "decode", decode);
 }

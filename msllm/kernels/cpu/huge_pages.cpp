@@ -17,9 +17,9 @@ struct Range {
   bool anonymous = false;
 };
 
-// The mapping of this process that holds the address; an empty range where the system does not tell.
+// The mapping of this process that holds the address; the address alone where the system does not tell.
 Range mapping_of(uintptr_t address) {
-  Range found;
+  Range found = {address, address + 1, false};  // known, in any case: it is not looked up again
   FILE* maps = std::fopen("/proc/self/maps", "r");
   if (maps == nullptr) return found;
   char line[512];

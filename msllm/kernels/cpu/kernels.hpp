@@ -109,7 +109,8 @@ void rms_norm_grad(const float* x, const float* weight, const float* scale, cons
 void add_bias(float* y, const float* bias, int64_t n, int64_t D);
 void column_sum(const float* x, float* sum, int64_t n, int64_t D);
 void fill_zero(float* x, int64_t count);
-// Row i takes (or, where `add`, adds) weight row ids[i % count]. Returns the index of the first id outside [0, V), or -1.
+// Row i takes (or, where `add`, adds) weight row ids[i % count]. Returns the index of the first id outside [0, V), or
+// -1.
 int64_t embedding(const int32_t* ids, int64_t count, const float* weight, bool add, float* y, int64_t n, int64_t V,
                   int64_t D);
 // Adds the rows of dy to rows of dweight.
@@ -119,7 +120,8 @@ void rotary(const float* x, int64_t batch_stride, int64_t token_stride, int64_t 
             const float* sin, int64_t table_batch_stride, float* y, int64_t B, int64_t T, int64_t H, int64_t C,
             float sign);
 // cos and sin (count, R) of the angles position * frequency.
-void rotary_angles(const int32_t* positions, const float* frequencies, float* cos, float* sin, int64_t count, int64_t R);
+void rotary_angles(const int32_t* positions, const float* frequencies, float* cos, float* sin, int64_t count,
+                   int64_t R);
 // Sets cache (B, S, K, C) at tokens start to start + T - 1.
 void cache_write(float* cache, Rows fresh, int64_t B, int64_t S, int64_t T, int64_t K, int64_t C, int64_t start);
 
@@ -139,7 +141,7 @@ void attention(const AttentionShape& shape, Rows q, Rows k, Rows v, float* out, 
 void attention_grad(const AttentionShape& shape, Rows q, Rows k, Rows v, const float* out, const float* logsumexp,
                     const float* dout, MutableRows dq, MutableRows dk, MutableRows dv);
 
-// matmul_plain.cpp: c (M, N) = a b + bias, rows contiguous; a is (M, K), or (K, M) when transpose_a, b is (K, N), or
+// matmul.cpp: c (M, N) = a b + bias, rows contiguous; a is (M, K), or (K, M) when transpose_a, b is (K, N), or
 // (N, K), and bias is (N,) or null.
 void matmul(const float* a, const float* b, const float* bias, float* c, int64_t M, int64_t N, int64_t K,
             bool transpose_a, bool transpose_b);

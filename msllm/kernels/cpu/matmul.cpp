@@ -1,57 +1,57 @@
-#include "matmul.hpp"
-
-#include <dlfcn.h>
-
+// Matrix products of every path: oneDNN's where MindSpore brings it, or else our own.
 #include <algorithm>
-#include <functional>
-#include <stdexcept>
+#include <memory>
 
+#include "kernels.hpp"
+#include "matmul.hpp"
 #include "parallel.hpp"
+#include "small_matmul.hpp"
 
 namespace msllm {
+namespace MSLLM_PATH {
 namespace {
 
-// What oneDNN asks of a thread pool (dnnl::threadpool_interop::threadpool_iface). Releases differ in whether a wait()
-// stands before or after get_flags(): both take nothing, and 0 means "parallel_for has finished when it returns".
-class OneDnnPool {
- public:
-  virtual int get_num_threads() const { return thread_count(); }
-  virtual bool get_in_parallel() const { return inside_chunk(); }
-  virtual void parallel_for(int n, const std::function<void(int, int)>& body) {
-    parallel_chunks(n, [&](int64_t i) { body(static_cast<int>(i), n); });
-  }
-  virtual uint64_t get_flags() const { return 0; }
-  virtual uint64_t wait() { return 0; }
-  virtual ~OneDnnPool() = default;
-};
+constexpr int64_t kRows = 96, kColumns = 64, kDepth = 256;  // of a block; a packed block of b has 64 KB
 
-using Sgemm = int (*)(char, char, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*, int64_t, float,
-                      float*, int64_t, void*);
-Sgemm sgemm = nullptr;
+// Copies b[k0 : k0 + depth, j0 : j0 + columns] to rows of kColumns numbers; what is left over is zero.
+void pack(Matrix b, int64_t k0, int64_t depth, int64_t j0, int64_t columns, float* to) {
+  for (int64_t k = 0; k < depth; ++k) {
+    const float* from = b.data + (k0 + k) * b.row_stride + j0 * b.column_stride;
+    float* row = to + k * kColumns;
+    for (int64_t j = 0; j < columns; ++j) row[j] = from[j * b.column_stride];
+    std::fill(row + columns, row + kColumns, 0.0f);
+  }
+}
+
+void multiply_in_blocks(Matrix a, Matrix b, float* c, int64_t M, int64_t N, int64_t K) {
+  const int64_t down = (M + kRows - 1) / kRows, across = (N + kColumns - 1) / kColumns;
+  parallel_chunks(down * across, [=](int64_t chunk) {
+    const int64_t i0 = chunk / across * kRows, rows = std::min(kRows, M - i0);
+    const int64_t j0 = chunk % across * kColumns, columns = std::min(kColumns, N - j0);
+    const std::unique_ptr<float[]> memory(new float[kDepth * kColumns + kRows * kColumns]());
+    float *packed = memory.get(), *sums = packed + kDepth * kColumns;
+    for (int64_t k0 = 0; k0 < K; k0 += kDepth) {
+      const int64_t depth = std::min(kDepth, K - k0);
+      pack(b, k0, depth, j0, columns, packed);
+      const float* corner = a.data + i0 * a.row_stride + k0 * a.column_stride;
+      multiply({corner, a.row_stride, a.column_stride}, packed, kColumns, sums, kColumns, rows, kColumns, depth, true);
+    }
+    for (int64_t i = 0; i < rows; ++i) std::copy_n(sums + i * kColumns, columns, c + (i0 + i) * N + j0);
+  });
+}
 
 }  // namespace
 
-bool load_gemm(const char* library) {
-  sgemm = nullptr;
-  if (void* handle = dlopen(library, RTLD_NOW | RTLD_LOCAL)) {
-    sgemm = reinterpret_cast<Sgemm>(dlsym(handle, "dnnl_threadpool_interop_sgemm"));
+void matmul(const float* a, const float* b, const float* bias, float* c, int64_t M, int64_t N, int64_t K,
+            bool transpose_a, bool transpose_b) {
+  if (gemm_loaded()) {
+    matmul_onednn(a, b, c, M, N, K, transpose_a, transpose_b);
+  } else {
+    multiply_in_blocks(transpose_a ? Matrix{a, 1, M} : Matrix{a, K, 1}, transpose_b ? Matrix{b, 1, K} : Matrix{b, N, 1},
+                       c, M, N, K);
   }
-  return sgemm != nullptr;
+  if (bias != nullptr) add_bias(c, bias, M, N);
 }
 
-bool gemm_loaded() { return sgemm != nullptr; }
-
-void matmul_onednn(const float* a, const float* b, float* c, int64_t M, int64_t N, int64_t K, bool transpose_a,
-                   bool transpose_b) {
-  if (M == 0 || N == 0) return;
-  if (K == 0) {
-    std::fill(c, c + M * N, 0.0f);
-    return;
-  }
-  static OneDnnPool pool;
-  const int status = sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', M, N, K, 1.0f, a, transpose_a ? M : K, b,
-                           transpose_b ? K : N, 0.0f, c, N, &pool);
-  if (status != 0) throw std::runtime_error("matmul: oneDNN refused the product");
-}
-
+}  // namespace MSLLM_PATH
 }  // namespace msllm

@@ -9,7 +9,7 @@ namespace msllm {
 // Finds sgemm in a shared library; false where there is none.
 bool load_gemm(const char* library);
 
-// Whether it has been found. Without, every path multiplies by itself (matmul_plain.cpp).
+// Whether it has been found. Without, every path multiplies by itself (matmul.cpp).
 bool gemm_loaded();
 
 // As kernels.hpp says of matmul, without a bias; only where gemm_loaded().

@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <new>
 
 #include "parallel.hpp"
 
@@ -26,8 +27,9 @@ constexpr int64_t kRows = 16, kDepth = 32;       // a tile: 16 rows of 32 bfloat
 constexpr int64_t kTile = kRows * kDepth;        // its numbers
 constexpr int64_t kWide = 2 * kRows;             // rows or columns of c in a block
 constexpr int64_t kGroup = 6 * kTile;            // one depth step of a block: two tiles, three parts each
-// Depth steps in a sum, and steps times blocks in a panel: 768 KB, which leaves room in a second-level cache of 2 MB.
-constexpr int64_t kMostSteps = 32, kPanelSteps = 128;
+// Steps times blocks in a panel: 768 KB, which leaves room in a second-level cache of 2 MB. Depth steps packed at a time,
+// fewer where the shared operand is large: it takes 12 MB, or 24 KB a block.
+constexpr int64_t kPanelSteps = 128, kLeastSteps = 4, kMostSteps = 32, kSharedSteps = 2048;
 
 // The 16 x 16 transpose of 32-bit numbers.
 inline void transpose(__m512 r[16]) {
@@ -280,9 +282,11 @@ class Packed {
     const int64_t size = count * steps * kGroup;
     if (size > size_) {
       std::free(data_);
+      size_ = 0;
       // Large pages, so that what fits into the second-level cache does not collide there.
       const size_t bytes = (size * sizeof(uint16_t) + kLargePage - 1) / kLargePage * kLargePage;
       data_ = static_cast<uint16_t*>(std::aligned_alloc(kLargePage, bytes));
+      if (data_ == nullptr) throw std::bad_alloc();
       madvise(data_, bytes, MADV_HUGEPAGE);
       size_ = size;
     }
@@ -310,8 +314,10 @@ void matmul_amx(const float* a, const float* b, const float* bias, float* c, int
   // stays in its core's second-level cache while the shared blocks stream by.
   const bool share_left = M <= N;
   const Operand &shared = share_left ? left : right, &own = share_left ? right : left;
-  const int64_t shared_blocks = blocks(shared.outer), own_blocks = blocks(own.outer), all_steps = (K + kDepth - 1) / kDepth;
-  const int64_t pieces = (all_steps + kMostSteps - 1) / kMostSteps, most = (all_steps + pieces - 1) / pieces;
+  const int64_t shared_blocks = blocks(shared.outer), own_blocks = blocks(own.outer);
+  const int64_t all_steps = (K + kDepth - 1) / kDepth;
+  const int64_t limit = std::clamp(kSharedSteps / shared_blocks, kLeastSteps, kMostSteps);
+  const int64_t pieces = (all_steps + limit - 1) / limit, most = (all_steps + pieces - 1) / pieces;
   // No sum depends on the panels, so they may depend on the number of threads.
   const int64_t panel = std::clamp<int64_t>((own_blocks + thread_count() - 1) / thread_count(), 1, kPanelSteps / most);
   thread_local Packed shared_memory;
@@ -324,6 +330,7 @@ void matmul_amx(const float* a, const float* b, const float* bias, float* c, int
       uint16_t* const mine = own_memory.blocks(panel, most);
       pack_blocks(own, !share_left, begin, end, k, 0, steps, steps, mine);
       const TileConfig config;
+      asm volatile("" : : "r"(&config) : "memory");  // GCC up to 12.3 believes that only 8 of its bytes are read
       _tile_loadconfig(&config);
       for (int64_t i = 0; i < shared_blocks; ++i) {
         for (int64_t j = begin; j < end; ++j) {

@@ -1,5 +1,7 @@
 #include "paths.hpp"
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "matmul.hpp"
@@ -19,6 +21,8 @@ namespace {
 // The tile unit for large products; small ones as in the widest path.
 void matmul_by_size(const float* a, const float* b, const float* bias, float* c, int64_t M, int64_t N, int64_t K,
                     bool transpose_a, bool transpose_b);
+
+constexpr int64_t kNarrow = 16;
 
 struct Path {
   const char* name;
@@ -44,11 +48,13 @@ const std::vector<Path>& paths() {
 void matmul_by_size(const float* a, const float* b, const float* bias, float* c, int64_t M, int64_t N, int64_t K,
                     bool transpose_a, bool transpose_b) {
   static const auto small = paths()[paths().size() - 2].kernels.matmul;
-  (M * N * K < kLeastTileWork ? small : &matmul_amx)(a, b, bias, c, M, N, K, transpose_a, transpose_b);
+  // A narrow operand, an adapter's say, would fill its tiles with zeros.
+  const bool narrow = std::min({M, N, K}) < kNarrow || M * N * K < kLeastTileWork;
+  (narrow ? small : &matmul_amx)(a, b, bias, c, M, N, K, transpose_a, transpose_b);
 }
 
-const Path*& current() {
-  static const Path* path = &paths().back();
+std::atomic<const Path*>& current() {
+  static std::atomic<const Path*> path = &paths().back();
   return path;
 }
 
@@ -70,8 +76,8 @@ bool use_path(const char* name) {
   return false;
 }
 
-const char* path_in_use() { return current()->name; }
+const char* path_in_use() { return current().load()->name; }
 
-const Kernels& kernels() { return current()->kernels; }
+const Kernels& kernels() { return current().load(std::memory_order_relaxed)->kernels; }
 
 }  // namespace msllm
