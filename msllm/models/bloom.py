@@ -105,6 +105,7 @@ class BloomBlock(nn.Cell):
         return residual_BTD, self.dropout(self.mlp(normed_BTD))
 
     def parts(self) -> BlockParts | None:
+        """What the block consists of, for layers.run_blocks; None where the residual starts after the norm."""
         if self.residual_after_norm:
             return None
         attention, mlp = self.self_attention, self.mlp

@@ -115,6 +115,7 @@ class GPT2Block(nn.Cell):
         return x_BTD, self.dropout(self.mlp(normed_BTD))
 
     def parts(self) -> BlockParts:
+        """What the block consists of, for layers.run_blocks."""
         attention, mlp = self.attn, self.mlp
         H, C = attention.heads, self.ln_1.weight.shape[0] // attention.heads
         return BlockParts(

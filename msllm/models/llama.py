@@ -130,6 +130,7 @@ class LlamaBlock(nn.Cell):
         return x_BTD, self.mlp(normed_BTD)
 
     def parts(self) -> BlockParts:
+        """What the block consists of, for layers.run_blocks."""
         attention, mlp = self.self_attn, self.mlp
         return BlockParts(
             self.input_layernorm,

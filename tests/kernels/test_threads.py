@@ -1,5 +1,8 @@
 """The bits of every C++ kernel are the same for any number of threads, and from run to run."""
 
+import os
+from pathlib import Path
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
@@ -84,5 +87,18 @@ def test_bits_do_not_depend_on_the_number_of_threads(path):
             module.set_thread_count(count)
             got = everything(path) + decoded()
             assert [i for i, (a, b) in enumerate(zip(want, got)) if a != b] == [], f"{count} threads"
+    finally:
+        module.set_thread_count(before)
+
+
+def test_a_thread_for_each_core_that_the_process_may_use(cpp, monkeypatch):
+    monkeypatch.delenv("MSLLM_THREADS", raising=False)
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    paths = [Path(siblings.format(cpu)) for cpu in os.sched_getaffinity(0)]
+    cores = {path.read_text() if path.is_file() else str(path) for path in paths}
+    module, before = compiled.cpp, compiled.cpp.thread_count()
+    module.set_thread_count(0)  # back to the default
+    try:
+        assert module.thread_count() == len(cores)
     finally:
         module.set_thread_count(before)

@@ -8,7 +8,10 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <fstream>
 #include <mutex>
+#include <set>
+#include <string>
 #include <thread>
 
 namespace msllm {
@@ -126,13 +129,27 @@ void forget_pool_in_child() {
   pool_in_use.clear();
 }
 
+// The cores behind the processors of a set: two that share a core share its arithmetic units too. A processor whose
+// core the system does not tell counts as one.
+int core_count(const cpu_set_t& set) {
+  std::set<std::string> cores;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &set)) continue;
+    std::string siblings = "cpu " + std::to_string(cpu);
+    std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+    std::getline(file, siblings);
+    cores.insert(siblings.empty() ? "cpu " + std::to_string(cpu) : siblings);
+  }
+  return static_cast<int>(cores.size());
+}
+
 int default_thread_count() {
   if (const char* text = std::getenv("MSLLM_THREADS")) {
     const int count = std::atoi(text);
     if (count > 0) return count;
   }
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return core_count(set);
   const int count = static_cast<int>(std::thread::hardware_concurrency());
   return count > 0 ? count : 1;
 }

@@ -7,7 +7,8 @@
 
 namespace msllm {
 
-// Number of threads used, the calling one included: MSLLM_THREADS, or else the cores this process may run on.
+// Number of threads used, the calling one included: MSLLM_THREADS, or else the cores (not their
+// hyper-threads) that this process may run on.
 int thread_count();
 void set_thread_count(int count);
 
