@@ -33,12 +33,24 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("error: interrupted by Ctrl-C; nothing was left half-written; run the command again", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader of our output has gone, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except BaseException as e:
+        if not _is_interrupt(e):
+            raise
+        print("error: interrupted by Ctrl-C; nothing was left half-written; run the command again", file=sys.stderr)
+        if argv is None:  # a process of its own; where MindSpore's import was cut short, its end would abort
+            sys.stdout.flush()
+            os._exit(2)
+        return 2
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: an import of MindSpore that it falls into ends in an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _show_warning(message, category, *place, **more) -> None:

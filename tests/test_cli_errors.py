@@ -2,6 +2,11 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,3 +210,15 @@ def test_a_bert_does_not_chat(fails, tmp_path):
     }
     BertModel(BertConfig.from_dict(values)).save_pretrained(tmp_path / "bert", train_tokenizer(["some text"], 280))
     assert "BertModel, which does not generate text" in fails("chat", "--model", tmp_path / "bert")
+
+
+def test_ctrl_c_while_mindspore_is_imported_is_one_line_and_exit_code_2(tmp_path):
+    command = [sys.executable, "-m", "msllm", "generate", "--model", str(tmp_path), "--prompt", "hi"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "libmindspore_core" not in maps.read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.count("\n") == 1 and errors.startswith("error: ")

@@ -1,16 +1,13 @@
 """Brings MindSpore up quietly on the device that is there: Ascend, or else the CPU."""
 
 import os
-import signal
+
+from msllm import signals
 
 os.environ.setdefault("GLOG_v", "3")  # read once by MindSpore's C++ logger, so it must be set before the import
 
-# Threads inherit what is blocked: signals shall reach the main thread, where Python expects them, and no other.
-_SIGNALS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "pthread_sigmask") else set()
-if _SIGNALS:
-    _before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-
-import mindspore as ms  # noqa: E402
+with signals.wait():
+    import mindspore as ms
 
 
 def _start() -> str:
@@ -22,6 +19,5 @@ def _start() -> str:
     return "CPU"
 
 
-DEVICE = _start()
-if _SIGNALS:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _before)
+with signals.wait():
+    DEVICE = _start()

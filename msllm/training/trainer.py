@@ -1,6 +1,5 @@
 """The one training loop."""
 
-import contextlib
 import itertools
 import math
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from msllm import data, kernels
+from msllm import data, kernels, signals
 from msllm.errors import UserError
 from msllm.files import atomic_files
 from msllm.training import checkpoint
@@ -118,7 +117,7 @@ class Trainer:
             rate = args.learning_rate * learning_rate_factor(
                 args.lr_scheduler_type, self.state.step, self.warmup, self.total
             )
-            with _signals_wait():
+            with signals.wait():
                 loss, norm = self.step_function([to_device(batch) for batch in group], rate)
             step = self.state.step + 1
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -136,11 +135,11 @@ class Trainer:
                     "grad_norm": norm,
                 }
             report.step(step, sum(int(b["attention_mask"].sum()) for b in group), entry, loss)
-            with _signals_wait():
+            with signals.wait():
                 improved = self._evaluate_if_due()
             due = args.save_steps and step % args.save_steps == 0 and step < self.total
             if due or improved or self._interrupted:
-                with _signals_wait():
+                with signals.wait():
                     self._save()
             if self._interrupted and step < self.total:
                 raise UserError(
@@ -283,19 +282,6 @@ class Trainer:
     def _on_signal(self, number, frame) -> None:
         self._interrupted = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
         signal.signal(number, signal.default_int_handler)  # a second Ctrl-C does not wait for the step
-
-
-@contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Ctrl-C and SIGTERM arrive after the block: one that falls into native code now and then corrupts its memory."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _checksum(examples: Sequence[Mapping]) -> str:

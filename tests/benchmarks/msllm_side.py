@@ -26,8 +26,12 @@ def masked_lm_loss(model, tensors):
 
 class Msllm(Side):
     def about(self) -> dict:
-        """Which kernels run."""
-        return {"kernels": kernels.active()}
+        """Which kernels run, and on which path."""
+        if kernels.active() != "cpu":
+            return {"kernels": kernels.active()}
+        from msllm.kernels import cpu
+
+        return {"kernels": f"cpu, path {cpu.path_in_use()}"}
 
     def write(self, config: dict, folder: str, texts: list[str] | None = None) -> None:
         """Saves a random model, and a byte-level BPE of ``texts`` where there are any."""

@@ -1,6 +1,6 @@
 """msllm beside PyTorch on the same weights, taking turns: ``make bench``.
 
-    python -m tests.benchmarks.run                  # every part: most of an hour on two cores
+    python -m tests.benchmarks.run                  # every part: 20 minutes on two cores
     python -m tests.benchmarks.run decode prompt    # some of them
     python -m tests.benchmarks.run train --quick    # tiny models, seconds, numbers without meaning; writes no files
 
@@ -122,14 +122,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     output = options.output or (None if options.quick else RESULTS)
     with Pool(reuse=options.quick) as pool:
-        facts = machine(pool)
+        if options.quick:
+            print("quick: tiny models, to see that everything runs; the numbers and the goals mean nothing\n")
         for name in options.parts or PARTS:
-            run_part(name, options.quick, output, pool, facts)
+            run_part(name, options.quick, output, pool)
 
 
-def run_part(name: str, quick: bool, output: Path | None, pool: Pool, facts: dict) -> None:
+def run_part(name: str, quick: bool, output: Path | None, pool: Pool) -> None:
     """Measures every case of a part, prints the table, and writes the files where ``output`` is a folder."""
-    part, results = PARTS[name], {}
+    facts, part, results = machine(pool), PARTS[name], {}
     for case in (QUICK if quick else CASES)[name]:
         results[case.name] = part.measure(case, pool)
     print(aligned(*part.table(results)), flush=True)
