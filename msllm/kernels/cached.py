@@ -17,7 +17,6 @@ import mindspore as ms
 
 SOURCES = Path(__file__).parent / "cpu"
 MODULE = "msllm_kernels"
-NATIVE = ["-march=native", "-mprefer-vector-width=512"]
 LIBRARY = f"{MODULE}.so"
 CHECKSUM = "sha256"
 
@@ -59,7 +58,8 @@ def paths() -> dict[str, list[str]]:
     if {"avx2", "fma"} <= features:
         found["avx2"] = ["-mavx2", "-mfma"]
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= features:
-        found["avx512"] = NATIVE  # and whatever else this processor has, the tile unit among it
+        # And whatever else this processor has, the tile unit among it.
+        found["avx512"] = ["-march=native", "-mprefer-vector-width=512"]
     return found
 
 

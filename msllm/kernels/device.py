@@ -6,9 +6,6 @@ from msllm import signals
 
 os.environ.setdefault("GLOG_v", "3")  # read once by MindSpore's C++ logger, so it must be set before the import
 
-with signals.wait():
-    import mindspore as ms
-
 
 def _start() -> str:
     if ms.get_context("device_target") == "Ascend":  # MindSpore's default where such a device is usable
@@ -20,4 +17,6 @@ def _start() -> str:
 
 
 with signals.wait():
+    import mindspore as ms
+
     DEVICE = _start()
