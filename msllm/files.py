@@ -16,14 +16,21 @@ def read_text(path: str | Path) -> str:
     """Returns the text of a UTF-8 file (a byte-order mark is dropped); UserError when missing or not UTF-8."""
     path = Path(path)
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}; check the path") from None
+    return decode_text(content, path)
+
+
+def decode_text(content: bytes, path: str | Path) -> str:
+    """Returns the text of a file's content, as read_text does; ``path`` is named in the error."""
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise UserError(
             f"{path} is not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}; convert it, "
             f"for example with iconv -f gb18030 -t utf-8"
         ) from None
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}; check the path") from None
 
 
 def read_json(path: str | Path):

@@ -4,7 +4,7 @@ Shapes: B batch, T tokens. Arrays are int32.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -16,6 +16,11 @@ Batch = dict[str, np.ndarray]
 _EMPTY: Mapping[str, list[int]] = {"input_ids": [], "labels": []}
 # Batches of similar lengths are cut from stretches of this many batches, so that the order stays close to random.
 _STRETCH = 50
+
+
+def example_length(example: Mapping) -> int:
+    """The tokens of an example."""
+    return len(example["input_ids"])
 
 
 def collate(
@@ -117,6 +122,7 @@ def batch_indices(
     shuffle: bool = True,
     drop_last: bool = False,
     group_by_length: bool = False,
+    max_tokens: int = 0,
 ) -> list[np.ndarray]:
     """Returns the examples of each batch of an epoch, as index arrays.
 
@@ -129,11 +135,17 @@ def batch_indices(
         shuffle: False keeps the examples' order.
         drop_last: leave out a last batch that is not full.
         group_by_length: put examples of similar length in a batch, for less padding.
+        max_tokens: above 0, batches are as large as they can be with at most so many tokens, padding included
+            (Vaswani et al. 2017, section 5.1), of examples of one length or the next; ``batch_size`` has no effect.
+            Every epoch has as many batches.
 
     Raises:
-        UserError: ``batch_size`` below 1, or larger than the data with ``drop_last``.
+        UserError: ``batch_size`` below 1, or larger than the data with ``drop_last``; an example longer than
+            ``max_tokens``.
     """
     count = len(lengths)
+    if max_tokens:
+        return _batches_by_tokens(np.asarray(lengths), max_tokens, seed, epoch, shuffle)
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size} does not do; give 1 or more")
     if count < (batch_size if drop_last else 1):
@@ -152,6 +164,24 @@ def batch_indices(
     return batches
 
 
+def _batches_by_tokens(
+    lengths: np.ndarray, max_tokens: int, seed: int, epoch: int, shuffle: bool
+) -> list[np.ndarray]:
+    """See batch_indices. Sorted by length alone, the cuts are those of every epoch; who stands where is drawn."""
+    longest = lengths.max(initial=0)
+    if longest > max_tokens:
+        raise UserError(f"an example has {longest} tokens, a batch at most {max_tokens}; allow more tokens in a batch")
+    order = random_order(len(lengths), seed, epoch) if shuffle else np.arange(len(lengths))
+    order = order[lengths[order].argsort(kind="stable")]
+    cuts, start = [], 0
+    for i, length in enumerate(lengths[order]):  # ascending: the new one is the longest so far
+        if (i + 1 - start) * length > max_tokens:
+            cuts.append(i)
+            start = i
+    batches = np.split(order, cuts)
+    return [batches[i] for i in random_order(len(batches), seed, epoch, 1)] if shuffle else batches
+
+
 def batches(
     dataset: Sequence[Mapping[str, Sequence[int]]],
     batch_size: int,
@@ -163,10 +193,12 @@ def batches(
     shuffle: bool = True,
     drop_last: bool = False,
     group_by_length: bool = False,
+    max_tokens: int = 0,
     rank: int = 0,
     world: int = 1,
     pad_to_multiple_of: int | None = None,
-    max_length: int | None = None,
+    collate: Callable[..., Batch] = collate,
+    length: Callable[[Mapping], int] = example_length,
 ) -> Iterator[Batch]:
     """Yields an epoch's batches, as collate makes them, in the order that batch_indices gives.
 
@@ -176,8 +208,10 @@ def batches(
         start: the batch to begin with, when resuming.
         rank, world: this worker takes the rank-th of ``world`` equal slices of each batch; in a last batch that is
             not full, workers may get rows without a real token.
-        pad_token_id, pad_to_multiple_of, max_length: see collate.
-        seed, epoch, shuffle, drop_last, group_by_length: see batch_indices.
+        pad_token_id, pad_to_multiple_of: see collate.
+        seed, epoch, shuffle, drop_last, group_by_length, max_tokens: see batch_indices.
+        collate: what makes a batch of examples, where it is not the padding of token ids and labels alone.
+        length: what an example counts for ``group_by_length`` and ``max_tokens``.
 
     Raises:
         UserError: ``world`` does not divide ``batch_size``; and as batch_indices.
@@ -186,17 +220,17 @@ def batches(
         raise UserError(
             f"batch_size {batch_size} cannot be split for worker {rank} of {world}; give a multiple of {world}"
         )
-    lengths = [len(example["input_ids"]) for example in dataset]
     plan = batch_indices(
-        lengths,
+        [length(example) for example in dataset],
         batch_size,
         seed=seed,
         epoch=epoch,
         shuffle=shuffle,
         drop_last=drop_last,
         group_by_length=group_by_length,
+        max_tokens=max_tokens,
     )
     for indices in plan[start:]:
         share = -(-len(indices) // world)
         mine = [dataset[i] for i in indices[rank * share : (rank + 1) * share]]
-        yield collate(mine + [_EMPTY] * (share - len(mine)), pad_token_id, pad_to_multiple_of, max_length)
+        yield collate(mine + [_EMPTY] * (share - len(mine)), pad_token_id, pad_to_multiple_of)

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,7 +55,10 @@ def load_records(
         names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{source} does not exist{nearest(path.name, names)}; check the path")
     else:
-        records = list(_read_hub(str(source), split))
+        records = [
+            parse_record({key: value for key, value in row.items() if value is not None}, f"{source}, record {n}")
+            for n, row in read_hub_rows(str(source), split)
+        ]
     if limit is None or limit >= len(records):
         return records
     if seed is None:
@@ -136,7 +139,8 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
                 raise UserError(f"{path}, line {n} is not JSON: {e.msg} at column {e.colno}; mend that line") from None
 
 
-def _read_hub(name: str, split: str) -> Iterator[Record]:
+def read_hub_rows(name: str, split: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yields the rows of a hub dataset with their numbers from 1; UserError where it cannot be had."""
     try:
         import datasets
     except ImportError:
@@ -154,5 +158,4 @@ def _read_hub(name: str, split: str) -> Iterator[Record]:
         ) from None
     finally:
         logging.disable(logging.NOTSET)
-    for n, row in enumerate(rows, 1):
-        yield parse_record({key: value for key, value in row.items() if value is not None}, f"{name}, record {n}")
+    yield from enumerate(rows, 1)

@@ -61,27 +61,24 @@ class Row:
             self.open = self.open and not (hopeless or config.early_stopping)
 
 
-def beam_search(
-    decoder, prompts: Sequence[Sequence[int]], config: GenerationConfig, ends: Sequence[int]
-) -> list[list[int]]:
+def beam_search(decoder, config: GenerationConfig, ends: Sequence[int]) -> list[list[int]]:
     """Returns the best continuation of every prompt.
 
     Args:
         decoder: a Decoder with ``num_beams`` copies of each prompt.
-        prompts: the ids before the answer, for the repetition penalty.
         config: num_beams, length_penalty, early_stopping, repetition_penalty.
         ends: ids that end an answer.
     """
     beams, chain = config.num_beams, processors(config)
     keep = max(2, 1 + len(ends)) * beams
-    rows = [Row(beams) for _ in prompts]
+    rows = [Row(beams) for _ in decoder.contexts]
     for step in range(decoder.steps):
         log_probs = log_softmax(decoder.logits)
         order, tokens = [], []
-        for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        for i, (row, context) in enumerate(zip(rows, decoder.contexts, strict=True)):
             mine = log_probs[i * beams : (i + 1) * beams]
             for process in chain:
-                mine = np.stack([process(p, [*prompt, *t]) for p, t in zip(mine, row.tokens, strict=True)])
+                mine = np.stack([process(p, [*context, *t]) for p, t in zip(mine, row.tokens, strict=True)])
             origins = range(beams)
             if row.open:
                 origins = row.advance(mine, keep, set(ends), step + 1 == decoder.steps, config.length_penalty)

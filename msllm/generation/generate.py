@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mindspore import Tensor
 
+from msllm.data import collate
 from msllm.errors import UserError
 from msllm.generation.beam import beam_search
 from msllm.generation.config import GenerationConfig, end_tokens
@@ -23,6 +24,11 @@ class Generated:
 class Decoder:
     """A batch of rows on their way: left-padded prompts, then one new token a row and step.
 
+    Attributes:
+        contexts: the ids before each answer, which a repetition penalty counts.
+        steps: the most tokens that can follow.
+        logits: (B, V) of the next token.
+
     Args:
         model: a CausalLM in inference mode.
         prompts: token ids, one list a row, none empty.
@@ -35,7 +41,7 @@ class Decoder:
 
     def __init__(self, model, prompts: Sequence[Sequence[int]], max_new_tokens: int, copies: int = 1):
         check_prompts(model, prompts)
-        self.model, longest = model, max(len(p) for p in prompts)
+        self.model, self.contexts, longest = model, prompts, max(len(p) for p in prompts)
         room = max_new_tokens if model.max_length is None else model.max_length - longest
         self.steps = min(max_new_tokens, room)
         rows = [p for p in prompts for _ in range(copies)]
@@ -57,6 +63,29 @@ class Decoder:
         return self.model.next_logits(Tensor(ids), *padding, self.cache).asnumpy()
 
 
+class TranslationDecoder:
+    """The same for an encoder-decoder model: the prompts are source sentences, the answers start from nothing."""
+
+    def __init__(self, model, prompts: Sequence[Sequence[int]], max_new_tokens: int, copies: int = 1):
+        check_prompts(model, prompts)
+        self.model, self.contexts = model, [[] for _ in prompts]
+        self.steps = min(max_new_tokens, model.max_length - 1)
+        rows = [{"input_ids": p} for p in prompts for _ in range(copies)]
+        batch = {key: Tensor(value) for key, value in collate(rows).items()}
+        self.cache = model.make_cache(batch["input_ids"], batch["attention_mask"], self.steps)
+        self.push([model.config.decoder_start_token_id] * len(rows))
+
+    def push(self, tokens: Sequence[int]) -> None:
+        """Appends one token a row; ``logits`` (B, V) are then those of the next one."""
+        self.logits = self.model.next_logits(Tensor(np.array(tokens, np.int32)[:, None]), self.cache).asnumpy()
+
+
+def start_decoder(model, prompts: Sequence[Sequence[int]], max_new_tokens: int, copies: int = 1):
+    """Returns the decoder that suits the model; arguments as for Decoder."""
+    kind = TranslationDecoder if hasattr(model, "encode") else Decoder
+    return kind(model, prompts, max_new_tokens, copies)
+
+
 def generate_ids(
     model,
     prompts: Sequence[Sequence[int]],
@@ -67,7 +96,7 @@ def generate_ids(
     """Continues every prompt.
 
     Args:
-        model: a CausalLM in inference mode.
+        model: a CausalLM in inference mode, or a TransformerForTranslation.
         prompts: token ids, one list a row; rows may differ in length.
         config: the options; its seed and the row's number fix the draws.
         tokenizer: gives the ids that end an answer, and the texts for ``stop``.
@@ -83,10 +112,10 @@ def generate_ids(
     if config.stop and tokenizer is None and on_token is None:
         raise UserError(f"stop {config.stop!r} needs a tokenizer; pass the one of the checkpoint")
     if config.num_beams > 1:
-        decoder = Decoder(model, prompts, config.max_new_tokens, config.num_beams)
-        found = beam_search(decoder, prompts, config, sorted(ends))
+        decoder = start_decoder(model, prompts, config.max_new_tokens, config.num_beams)
+        found = beam_search(decoder, config, sorted(ends))
         return [Generated(ids, "eos" if ids and ids[-1] in ends else "length") for ids in found]
-    decoder = Decoder(model, prompts, config.max_new_tokens)
+    decoder = start_decoder(model, prompts, config.max_new_tokens)
     chain = processors(config)
     draws = [np.random.Generator(np.random.PCG64((config.seed, row))) for row in range(len(prompts))]
     results, running = [Generated([]) for _ in prompts], set(range(len(prompts)))
@@ -95,7 +124,7 @@ def generate_ids(
         for row in sorted(running):
             logits = decoder.logits[row]
             for process in chain:
-                logits = process(logits, [*prompts[row], *results[row].ids])
+                logits = process(logits, [*decoder.contexts[row], *results[row].ids])
             tokens[row] = draw(logits, draws[row]) if config.do_sample else int(logits.argmax())
             results[row].ids.append(tokens[row])
             stopped = on_token is not None and on_token(row, tokens[row])
@@ -113,7 +142,7 @@ def check_prompts(model, prompts: Sequence[Sequence[int]]) -> None:
     for row, prompt in enumerate(prompts):
         if not len(prompt):
             raise UserError(f"prompt {row + 1} is empty; give at least one token")
-        if model.max_length is not None and len(prompt) >= model.max_length:
+        if model.max_length is not None and len(prompt) >= model.max_length + hasattr(model, "encode"):
             raise UserError(
                 f"prompt {row + 1} has {len(prompt)} tokens, the model's context is {model.max_length} "
                 f"with the answer; shorten the prompt"

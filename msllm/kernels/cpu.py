@@ -308,19 +308,19 @@ def _check_norm(name, x, *parameters):
 
 class _CrossEntropy(_Function):
     @staticmethod
-    def forward(ctx, logits, labels, ignore_index):
-        loss, logsumexp = cpp.cross_entropy(logits, labels, ignore_index)
+    def forward(ctx, logits, labels, ignore_index, smoothing):
+        loss, logsumexp = cpp.cross_entropy(logits, labels, ignore_index, smoothing)
         ctx.save_for_backward(logits, labels, logsumexp)
-        ctx.ignore_index = ignore_index
+        ctx.options = (ignore_index, smoothing)
         return loss
 
     @staticmethod
     def backward(ctx, dloss):
-        return cpp.cross_entropy_grad(*ctx.saved_tensors, dloss, ctx.ignore_index), None, None
+        return cpp.cross_entropy_grad(*ctx.saved_tensors, dloss, *ctx.options), None, None, None
 
 
-def cross_entropy(logits_NV, labels_N, ignore_index=-100):
-    """Returns -log softmax(logits)[label] per row, (N,), 0 where the label is ignore_index: labels int32 (N,)."""
+def cross_entropy(logits_NV, labels_N, ignore_index=-100, smoothing=0.0):
+    """Returns -log softmax(logits)[label] per row, (N,); ``stock.cross_entropy`` has the details."""
     check_dtype("cross_entropy", ms.float32, logits_NV)
     check_dtype("cross_entropy", ms.int32, labels_N)
     check(
@@ -330,7 +330,7 @@ def cross_entropy(logits_NV, labels_N, ignore_index=-100):
         logits_NV,
         labels_N,
     )
-    return _CrossEntropy.apply(logits_NV, labels_N, ignore_index)
+    return _CrossEntropy.apply(logits_NV, labels_N, ignore_index, smoothing)
 
 
 class _Dropout(_Function):

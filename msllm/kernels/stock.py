@@ -234,13 +234,21 @@ def visible_keys(T, L, causal, key_mask, row_start):
     return visible
 
 
-def cross_entropy(logits_NV, labels_N, ignore_index=-100):
-    """Returns -log softmax(logits)[label] per row, (N,), 0 where the label is ignore_index: labels int32 (N,)."""
+def cross_entropy(logits_NV, labels_N, ignore_index=-100, smoothing=0.0):
+    """Returns -log softmax(logits)[label] per row, (N,), 0 where the label is ignore_index.
+
+    Args:
+        logits_NV: float32.
+        labels_N: int32.
+        smoothing: share of the target that is spread evenly over all V classes (Szegedy et al. 2016, section 7).
+    """
     kept = ops.not_equal(labels_N, ignore_index)
     labels = ops.select(kept, labels_N, ops.zeros_like(labels_N))
     # Not ops.log_softmax: on the CPU it hides a NaN.
     shifted = logits_NV - ops.stop_gradient(_max(logits_NV, 1))
     picked = ops.reshape(ops.gather_d(shifted, 1, ops.expand_dims(labels, 1)), (-1,))
+    if smoothing > 0.0:
+        picked = (1.0 - smoothing) * picked + smoothing * ops.mean(shifted, 1)
     loss = ops.log(ops.reduce_sum(ops.exp(shifted), 1)) - picked
     return ops.select(kept, loss, ops.zeros_like(loss))
 

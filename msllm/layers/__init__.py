@@ -1,7 +1,7 @@
 """nn.Cells and functions that models share. Shapes: B batch, T tokens, S keys, D width, H heads, K key-value heads,
 C head width, R = C/2 rotary pairs."""
 
-from msllm.layers.attention import attend, attend_packed
+from msllm.layers.attention import attend, attend_packed, attention_weights, record_attention
 from msllm.layers.basic import (
     Dropout,
     Embedding,
@@ -14,7 +14,7 @@ from msllm.layers.basic import (
 )
 from msllm.layers.cache import KVCache
 from msllm.layers.decoder import BlockParts, run_blocks
-from msllm.layers.positions import Rotary, alibi_slopes, positions
+from msllm.layers.positions import Rotary, alibi_slopes, positions, sinusoidal
 
 __all__ = [
     "BlockParts",
@@ -28,9 +28,12 @@ __all__ = [
     "alibi_slopes",
     "attend",
     "attend_packed",
+    "attention_weights",
     "initialise",
     "no_initial_values",
     "parameter",
     "positions",
+    "record_attention",
     "run_blocks",
+    "sinusoidal",
 ]

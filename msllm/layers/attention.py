@@ -1,6 +1,48 @@
 """The one way from queries, keys and values to an attention output."""
 
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+
 from msllm import kernels
+from msllm.kernels import stock
+
+_record: list[np.ndarray] | None = None
+
+
+@contextlib.contextmanager
+def record_attention() -> Iterator[list[np.ndarray]]:
+    """While open, every attention appends its weights (B, H, T, S) to the list, in the order of the calls; PyNative.
+
+    The weights are worked out beside the kernel, which never holds them all, in float64 and without dropout.
+    """
+    global _record
+    _record, before = [], _record
+    try:
+        yield _record
+    finally:
+        _record = before
+
+
+def attention_weights(q_BTHC, k_BSKC, scale, causal=True, key_mask=None, row_start=None, slopes=None, length=None):
+    """Returns softmax(scale q k^T + ALiBi) under the masks, float64 numpy (B, H, T, L); arguments as kernels.attention.
+
+    The row of a query that sees no key is zero.
+    """
+    q, k = (np.asarray(x.asnumpy(), np.float64) for x in (q_BTHC, k_BSKC))
+    T, H, L = q.shape[1], q.shape[2], k.shape[1] if length is None else length
+    k = np.repeat(k[:, :L], H // k.shape[2], axis=2)
+    scores = scale * np.einsum("bthc,bshc->bhts", q, k)
+    if slopes is not None:
+        distance = np.arange(L)[None] - np.arange(L - T, L)[:, None]
+        scores += slopes.asnumpy().astype(np.float64)[:, None, None] * distance
+    visible = stock.visible_keys(T, L, causal, key_mask, row_start)
+    seen = True if visible is None else visible.asnumpy()
+    scores = np.where(seen, scores, -np.inf)
+    top = scores.max(-1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isfinite(top), top, 0))
+    return weights / np.maximum(weights.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def attend(
@@ -30,11 +72,10 @@ def attend(
         (B, T, H * C).
     """
     B, T, H, C = q_BTHC.shape
-    if cache is None:
-        out = kernels.attention(q_BTHC, k_BTKC, v_BTKC, scale, causal, key_mask, row_start, slopes, None, dropout)
-    else:
-        k, v, length = cache.update(layer, k_BTKC, v_BTKC)
-        out = kernels.attention(q_BTHC, k, v, scale, causal, key_mask, row_start, slopes, length, dropout)
+    k, v, length = (k_BTKC, v_BTKC, None) if cache is None else cache.update(layer, k_BTKC, v_BTKC)
+    out = kernels.attention(q_BTHC, k, v, scale, causal, key_mask, row_start, slopes, length, dropout)
+    if _record is not None:
+        _record.append(attention_weights(q_BTHC, k, scale, causal, key_mask, row_start, slopes, length))
     return out.reshape(B, T, H * C)
 
 
@@ -60,7 +101,7 @@ def attend_packed(
     Returns:
         (B, T, H * C).
     """
-    if cache is None:
+    if cache is None and _record is None:
         return kernels.packed_attention(
             qkv_BTP, heads, interleaved, scale, causal, key_mask, row_start, slopes, dropout
         )

@@ -1,4 +1,4 @@
-"""Where a token stands: position indices, rotary angles, ALiBi slopes."""
+"""Where a token stands: position indices, sinusoids, rotary angles, ALiBi slopes."""
 
 import math
 from collections.abc import Mapping
@@ -15,6 +15,18 @@ ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
 def positions(length: int, start: int = 0) -> Tensor:
     """Returns int32 (1, T): start, start + 1, ..., for ``length`` = T tokens."""
     return Tensor(np.arange(start, start + length, dtype=np.int32)[None])
+
+
+def sinusoidal(length: int, width: int) -> np.ndarray:
+    """Returns the sinusoidal encodings float32 (T, D) of positions 0 to ``length`` - 1 (Vaswani et al. 2017, 3.5).
+
+    Sine and cosine alternate: PE[t, 2i] = sin(t / 10000^(2i/D)), PE[t, 2i+1] = cos of the same.
+    """
+    exponent = np.arange(0, width, 2, dtype=np.float64) / width
+    angle = np.arange(length, dtype=np.float64)[:, None] / 10000**exponent
+    encoding = np.empty((length, width), np.float32)
+    encoding[:, 0::2], encoding[:, 1::2] = np.sin(angle), np.cos(angle[:, : width // 2])
+    return encoding
 
 
 class Rotary(nn.Cell):

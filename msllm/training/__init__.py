@@ -3,5 +3,6 @@
 from msllm.lazy import exports
 
 __all__, __getattr__ = exports(
-    __name__, {"Trainer": "trainer", "TrainingArguments": "arguments", "causal_lm_loss": "losses"}
+    __name__,
+    {"CAUSAL_LM": "objective", "Objective": "objective", "Trainer": "trainer", "TrainingArguments": "arguments"},
 )

@@ -9,7 +9,7 @@ import numpy as np
 
 from msllm.errors import UserError
 from msllm.files import atomic_folder, read_json, write_json
-from msllm.models.weights import read_file, save_tensors
+from msllm.models.weights import read_file, read_weights, save_tensors
 
 STATE, OPTIMIZER = "trainer_state.json", "optimizer.safetensors"
 
@@ -43,6 +43,15 @@ def load(path: Path) -> tuple[TrainerState, dict[str, np.ndarray]]:
             f"give a checkpoint-<step> folder, or auto"
         )
     return TrainerState(**read_json(path / STATE)), read_file(path / OPTIMIZER)
+
+
+def average(paths: list[Path]) -> dict[str, np.ndarray]:
+    """Returns the mean weights of several checkpoints (Vaswani et al. 2017, section 6.1)."""
+    sums: dict[str, np.ndarray] = {}
+    for path in paths:
+        for name, tensor in read_weights(path).items():
+            sums[name] = sums[name] + tensor if name in sums else np.array(tensor, np.float64)
+    return {name: (total / len(paths)).astype(np.float32) for name, total in sums.items()}
 
 
 def find(output: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Loss functions: from a model and a batch to the sum of losses over the targets, and their number."""
+"""The loss of next-token prediction: from a model and a batch to the sum over the targets, and their number."""
 
 from collections.abc import Mapping
 

@@ -18,8 +18,8 @@ from msllm.files import atomic_files
 from msllm.training import checkpoint
 from msllm.training.arguments import TrainingArguments
 from msllm.training.checkpoint import TrainerState
-from msllm.training.losses import causal_lm_loss, to_device
-from msllm.training.optimizer import AdamW
+from msllm.training.objective import CAUSAL_LM, Objective
+from msllm.training.optimizer import OPTIMIZERS
 from msllm.training.report import Report
 from msllm.training.schedule import learning_rate_factor
 from msllm.training.step import build_step
@@ -33,13 +33,15 @@ class Trainer:
     Args:
         model: an nn.Cell; its trainable parameters are trained.
         args: the options.
-        train_data: encoded examples, each with input_ids and labels; see msllm.data.collate.
+        train_data: encoded examples, each with input_ids, labels and whatever the objective asks for.
         output: folder of the result.
         eval_data: as train_data; None turns evaluation off.
         pad_token_id: what fills short rows; None pads with 0.
-        loss: (model, tensors) -> summed loss; see causal_lm_loss.
+        objective: how examples become a batch, and the losses of a batch; next-token prediction by default.
         write_model: (folder) -> None, writes what a reader of the result needs; default model.write_files.
         read_model: (folder) -> None, sets the model from a checkpoint; default reads safetensors.
+        metrics: () -> figures of the model, such as accuracy, that go to the log with each evaluation.
+        workers: of a data-parallel run, this process' msllm.parallel.Workers; None where it is the only one.
     """
 
     def __init__(
@@ -50,23 +52,26 @@ class Trainer:
         output: str | Path,
         eval_data: Sequence[Mapping] | None = None,
         pad_token_id: int | None = None,
-        loss: Callable = causal_lm_loss,
+        objective: Objective = CAUSAL_LM,
         write_model: Callable[[Path], None] | None = None,
         read_model: Callable[[Path], None] | None = None,
+        metrics: Callable[[], dict[str, float]] | None = None,
+        workers=None,
     ):
         self.model, self.args, self.train_data, self.eval_data = model, args, train_data, eval_data
-        self.output, self.pad_token_id, self.loss = Path(output), pad_token_id, loss
+        self.output, self.pad_token_id, self.objective = Path(output), pad_token_id, objective
         self.write_model, self.read_model = write_model or model.write_files, read_model or self._read_full_model
-        self.optimizer = AdamW(
+        self.metrics, self.workers = metrics, workers
+        self.rank, self.world = (0, 1) if workers is None else (workers.rank, workers.world)
+        self.optimizer = OPTIMIZERS[args.optim](
             model.trainable_params(), (args.adam_beta1, args.adam_beta2), args.adam_epsilon, args.weight_decay
         )
-        self.step_function = build_step(model, loss, self.optimizer, args.max_grad_norm, args.jit)
-        if not train_data:
+        self.step_function = build_step(model, objective, self.optimizer, args.max_grad_norm, args.jit, workers)
+        if not len(train_data):
             raise UserError("there is no training example; give more data")
-        examples_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        self.steps_per_epoch = math.ceil(len(train_data) / examples_per_step)
         # A compiled step takes one shape: every batch gets the length of the longest example.
-        self.fixed_length = max(len(e["input_ids"]) for e in [*train_data, *(eval_data or ())]) if args.jit else None
+        self.fixed_length = max(map(data.example_length, [*train_data, *(eval_data or ())])) if args.jit else None
+        self.steps_per_epoch = math.ceil(self._batches_per_epoch() / args.gradient_accumulation_steps)
         self.total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
         self.warmup = args.warmup_steps or math.ceil(args.warmup_ratio * self.total)
         self.state = TrainerState(fingerprint=self._fingerprint())
@@ -118,8 +123,8 @@ class Trainer:
                 args.lr_scheduler_type, self.state.step, self.warmup, self.total
             )
             with signals.wait():
-                loss, norm = self.step_function([to_device(batch) for batch in group], rate)
-            step = self.state.step + 1
+                means, norm = self.step_function([self.objective.to_device(batch) for batch in group], rate)
+            step, loss = self.state.step + 1, self.objective.total(means)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise UserError(
                     f"loss {loss} and gradient norm {norm} at step {step}, learning rate {rate:.3g}: "
@@ -130,7 +135,7 @@ class Trainer:
             if step % args.logging_steps == 0 or step == self.total:
                 entry = {
                     "epoch": round(step / self.steps_per_epoch, 4),
-                    "loss": loss,
+                    **self._figures(means),
                     "learning_rate": rate,
                     "grad_norm": norm,
                 }
@@ -153,16 +158,7 @@ class Trainer:
         epoch, done = divmod(self.state.step, self.steps_per_epoch)
         while True:
             group = []
-            for batch in data.batches(
-                self.train_data,
-                self.args.per_device_train_batch_size,
-                epoch=epoch,
-                start=done * size,
-                seed=self.args.seed,
-                pad_token_id=self.pad_token_id,
-                group_by_length=self.args.group_by_length,
-                pad_to_multiple_of=self.fixed_length,
-            ):
+            for batch in self._batches(self.train_data, self.args.per_device_train_batch_size, epoch, done * size):
                 group.append(batch)
                 if len(group) == size:
                     yield group
@@ -171,32 +167,62 @@ class Trainer:
                 yield group
             epoch, done = epoch + 1, 0
 
-    def evaluate(self, batches: int | None = None) -> float:
-        """Returns the mean loss per target over the evaluation data, or its first ``batches`` batches."""
-        self.model.set_train(False)
-        total, count = 0.0, 0
-        order = data.batches(
-            self.eval_data,
-            self.args.per_device_eval_batch_size,
-            shuffle=False,
+    def _batches(self, examples, batch_size: int, epoch: int, start: int = 0, shuffle: bool = True) -> Iterator[dict]:
+        """Yields this worker's numpy batches of an epoch, from batch ``start`` on."""
+        return data.batches(
+            examples,
+            batch_size * self.world,
+            epoch=epoch,
+            start=start,
+            shuffle=shuffle,
+            seed=self.args.seed,
             pad_token_id=self.pad_token_id,
+            group_by_length=self.args.group_by_length and shuffle,
+            max_tokens=self.args.train_batch_tokens if shuffle else 0,
+            rank=self.rank,
+            world=self.world,
             pad_to_multiple_of=self.fixed_length,
+            collate=self.objective.collate,
+            length=self.objective.length,
         )
+
+    def _batches_per_epoch(self) -> int:
+        args = self.args
+        lengths = [self.objective.length(e) for e in self.train_data] if args.train_batch_tokens else self.train_data
+        size = args.per_device_train_batch_size * self.world
+        return len(data.batch_indices(lengths, size, max_tokens=args.train_batch_tokens))
+
+    def evaluate(self, batches: int | None = None) -> dict[str, float]:
+        """Returns the mean losses over the evaluation data, or its first ``batches`` batches: see _figures."""
+        self.model.set_train(False)
+        total, count = 0.0, 0.0
+        order = self._batches(self.eval_data, self.args.per_device_eval_batch_size, 0, shuffle=False)
         for batch in itertools.islice(order, batches):
-            tensors, targets = to_device(batch)
-            total += float(self.loss(self.model, tensors).asnumpy())
-            count += targets
+            tensors, targets = self.objective.to_device(batch)
+            total = total + np.atleast_1d(self.objective.loss(self.model, tensors).asnumpy().astype(np.float64))
+            count = count + self.objective.counts(targets)
+        if self.workers is not None:
+            total, count = self.workers.sum_array(total), self.workers.sum_array(count)
+        figures = self._figures(total / np.maximum(1, count))
+        if batches is None and self.metrics is not None:
+            figures |= self.metrics()
         self.model.set_train(True)
-        return total / max(1, count)
+        return figures
+
+    def _figures(self, means: np.ndarray) -> dict[str, float]:
+        """Names the whole loss, and its terms where there are several."""
+        terms = dict(zip(self.objective.terms, map(float, means))) if len(means) > 1 else {}
+        return {"loss": self.objective.total(means), **terms}
 
     def _evaluate_if_due(self) -> bool:
         """Evaluates where the options say so; returns whether this is the best loss so far."""
         step, every = self.state.step, self.args.eval_steps
         if self.eval_data is None or not (step == self.total or (every and step % every == 0)):
             return False
-        loss = self.evaluate()
-        self.report.write({"step": step, "eval_loss": loss})
-        self.report.say(f"step {step}  evaluation loss {loss:.4f}")
+        figures = self.evaluate()
+        loss = figures["loss"]
+        self.report.write({"step": step, **{f"eval_{name}": value for name, value in figures.items()}})
+        self.report.say(f"step {step}  evaluation " + "  ".join(f"{k} {v:.4f}" for k, v in figures.items()))
         if self.state.best_loss is not None and loss >= self.state.best_loss:
             return False
         self.state.best_loss, self.state.best_step = loss, step
@@ -265,7 +291,9 @@ class Trainer:
             "data": _checksum(self.train_data),
             "seed": args.seed,
             "steps": self.total,
-            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "per_device_train_batch_size": args.per_device_train_batch_size * self.world,
+            "train_batch_tokens": args.train_batch_tokens,
+            "optim": args.optim,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "group_by_length": args.group_by_length,
             "learning_rate": args.learning_rate,
@@ -285,9 +313,9 @@ class Trainer:
 
 
 def _checksum(examples: Sequence[Mapping]) -> str:
-    """Names the content of a data set: the number of examples and a checksum of their ids and labels."""
+    """Names the content of a data set: the number of examples and a checksum of all that they hold."""
     crc = 0
     for example in examples:
-        for key in ("input_ids", "labels"):
+        for key in sorted(example):
             crc = zlib.crc32(np.asarray(example[key], np.int32).tobytes(), crc)
     return f"{len(examples)} examples, {crc:08x}"

@@ -55,7 +55,7 @@ void check_loss() {
   const Numbers x = numbers(3 * 37, 2);
   const int32_t labels[] = {4, -100, 36};
   Numbers loss(3), total(3);
-  msllm::plain::cross_entropy(x.data(), labels, loss.data(), total.data(), 3, 37, -100);
+  msllm::plain::cross_entropy(x.data(), labels, loss.data(), total.data(), 3, 37, -100, 0.0f);
   for (int row = 0; row < 3; ++row) {
     double sum = 0;
     for (int i = 0; i < 37; ++i) sum += std::exp(x[row * 37 + i]);

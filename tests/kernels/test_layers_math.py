@@ -156,14 +156,15 @@ def test_rotary(table, check, rng, tables):
 
 
 @pytest.mark.parametrize("V", [9, 1000])
-def test_cross_entropy(table, check, rng, V):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy(table, check, rng, V, smoothing):
     labels = np.array([1, -100, 3, 0, V - 1], np.int32)
 
     def function(logits):
-        return table.cross_entropy(logits, Tensor(labels))
+        return table.cross_entropy(logits, Tensor(labels), smoothing=smoothing)
 
     def reference(logits):
-        return F.cross_entropy(logits, torch.tensor(labels).long(), reduction="none")
+        return F.cross_entropy(logits, torch.tensor(labels).long(), reduction="none", label_smoothing=smoothing)
 
     check(function, reference, 5 * normal(rng, 5, V))
 

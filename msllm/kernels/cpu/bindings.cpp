@@ -199,23 +199,23 @@ void embedding_grad_add(const Tensor& given_ids, const Tensor& given_dy, const T
   });
 }
 
-Tensors cross_entropy(const Tensor& logits, const Tensor& labels, int64_t ignore_index) {
+Tensors cross_entropy(const Tensor& logits, const Tensor& labels, int64_t ignore_index, double smoothing) {
   Tensor loss = make(labels.shape()), logsumexp = make(labels.shape());
   launch("cross_entropy", {logits, labels}, {loss, logsumexp}, [=] {
     const int64_t V = last(logits);
     check_index(msllm::kernels().cross_entropy(floats(logits), ints(labels), floats(loss), floats(logsumexp), count(labels), V,
-                                     static_cast<int32_t>(ignore_index)),
+                                     static_cast<int32_t>(ignore_index), static_cast<float>(smoothing)),
                 labels, V, "cross_entropy: label");
   });
   return {loss, logsumexp};
 }
 
 Tensor cross_entropy_grad(const Tensor& logits, const Tensor& labels, const Tensor& logsumexp, const Tensor& dloss,
-                          int64_t ignore_index) {
+                          int64_t ignore_index, double smoothing) {
   Tensor dlogits = like(logits);
   launch("cross_entropy_grad", {logits, labels, logsumexp, dloss}, {dlogits}, [=] {
     msllm::kernels().cross_entropy_grad(floats(logits), ints(labels), floats(logsumexp), floats(dloss), floats(dlogits),
-                              count(labels), last(logits), static_cast<int32_t>(ignore_index));
+                              count(labels), last(logits), static_cast<int32_t>(ignore_index), static_cast<float>(smoothing));
   });
   return dlogits;
 }

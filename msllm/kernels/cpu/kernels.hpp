@@ -127,9 +127,9 @@ void cache_write(float* cache, Rows fresh, int64_t B, int64_t S, int64_t T, int6
 
 // loss.cpp: returns the index of the first label outside [0, V) that is not ignored, or -1.
 int64_t cross_entropy(const float* logits, const int32_t* labels, float* loss, float* logsumexp, int64_t n, int64_t V,
-                      int32_t ignore_index);
+                      int32_t ignore_index, float smoothing);
 void cross_entropy_grad(const float* logits, const int32_t* labels, const float* logsumexp, const float* dloss,
-                        float* dlogits, int64_t n, int64_t V, int32_t ignore_index);
+                        float* dlogits, int64_t n, int64_t V, int32_t ignore_index, float smoothing);
 
 // optimizer.cpp
 void adamw(const std::vector<AdamWTensor>& tensors, const AdamWStep& step);

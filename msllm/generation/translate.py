@@ -1,0 +1,44 @@
+"""Sentences in, translations out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from msllm.errors import UserError
+from msllm.generation.config import GenerationConfig
+from msllm.generation.generate import generate_ids
+
+
+def translate(
+    model, tokenizer, sentences: Sequence[str], config: GenerationConfig, batch_size: int = 32
+) -> list[str]:
+    """Translates sentences, those of like length together.
+
+    Args:
+        model: a TransformerForTranslation in inference mode.
+        tokenizer: the model's.
+        sentences: none longer than the model's positions; empty ones come out empty.
+        config: num_beams, length_penalty and the rest. No translation gets longer than 50 tokens more than its
+            source (Vaswani et al. 2017, section 6.1).
+        batch_size: sentences at a time.
+
+    Raises:
+        UserError: a sentence that is too long, named by its number and beginning.
+    """
+    eos = [tokenizer.eos_token_id]
+    sources = [tokenizer.encode(s, add_special_tokens=False) + eos for s in sentences]
+    for n, (sentence, ids) in enumerate(zip(sentences, sources, strict=True), 1):
+        if len(ids) > model.max_length:
+            raise UserError(
+                f"sentence {n} ({sentence[:40]!r}...) has {len(ids)} tokens, the model takes {model.max_length}; "
+                f"split it"
+            )
+    results = [""] * len(sources)
+    order = [int(i) for i in np.argsort([-len(s) for s in sources], kind="stable") if sentences[i].strip()]
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        limit = min(config.max_new_tokens, len(sources[rows[0]]) + 50)
+        found = generate_ids(model, [sources[i] for i in rows], config.with_limit(limit), tokenizer)
+        for i, result in zip(rows, found, strict=True):
+            results[i] = tokenizer.decode(result.ids).strip()
+    return results
