@@ -3,6 +3,7 @@
 # make setup  .venv with everything that demo, test, lint and bench need, and the C++ kernels for this machine
 # make lint   format and style (ruff), direction of imports (import-linter)
 # make bench  speed and memory beside PyTorch
+# make chapters  the quick setting of every chapter's runs; stops at the first that fails
 # make lock   pin the requirements anew from pyproject.toml
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
@@ -10,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test setup lint format bench lock kernels
+.PHONY: demo test setup lint format bench chapters lock kernels
 
 demo: kernels
 	$(BIN)/msllm demo --output outputs/demo --overwrite
@@ -31,6 +32,9 @@ format: .venv/test.installed
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.run
+
+chapters: kernels
+	$(BIN)/python -m msllm.lessons
 
 kernels: .venv/run.installed
 	$(BIN)/python -m msllm.kernels.build

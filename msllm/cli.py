@@ -17,15 +17,27 @@ COMMANDS = {
     "finetune": "finetune:finetune",
     "chat": "chat:chat",
     "generate": "generate:generate",
+    "train-tokenizer": "pretrain:train_tokenizer",
+    "pretraining-data": "pretrain:pretraining_data",
+    "pretrain": "pretrain:pretrain",
+    "train-translator": "translate:train_translator",
+    "translate": "translate:translate",
+    "finetune-task": "tasks:finetune_task",
+    "predict": "predict:predict",
+    "analogy": "analogy:analogy",
     "merge": "convert:merge",
     "convert": "convert:convert",
     "demo": "demo:demo",
+    "chapter": "chapter:chapter",
     "info": "info:info",
 }
 
+# command -> the parameter that may stand without its name, and its help: msllm chapter 2
+POSITIONAL = {"chapter": ("number", "The number of a chapter; without it, the chapters are listed.")}
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command line and returns its exit code: 0, or 2 after one line on standard error."""
+    """Runs a command line and returns its exit code: the command's (0 for most), or 2 after one line of error."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     warnings.showwarning = _show_warning
     try:
@@ -87,8 +99,8 @@ def _run(argv: list[str]) -> int:
             chosen = with_saved_options(arguments["model"], chosen, {a.split("=")[0].lstrip("-") for a in argv})
         arguments[name] = cls(**chosen)
     arguments.pop("config", None)
-    function(**arguments)
-    return 0
+    code = function(**arguments)
+    return code if isinstance(code, int) else 0  # some return what they made, for callers in Python
 
 
 def _function(command: str) -> Callable:
@@ -106,7 +118,10 @@ def _parser(command: str, function: Callable):
     groups = {p: t for p, t in typing.get_type_hints(function).items() if dataclasses.is_dataclass(t)}
     parser = ArgumentParser(prog=f"msllm {command}", description=_summary(function), exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with options; options given here override it.")
-    parser.add_function_arguments(function, skip=set(groups), fail_untyped=True)
+    name, text = POSITIONAL.get(command, (None, None))
+    if name is not None:
+        parser.add_argument(name, nargs="?", help=text)
+    parser.add_function_arguments(function, skip={*groups, name} - {None}, fail_untyped=True)
     for i, (name, cls) in enumerate(groups.items()):
         parser.add_class_arguments(cls, nested_key=name if i else None)
     return parser, groups

@@ -41,6 +41,18 @@ def read_json(path: str | Path):
         raise UserError(f"{path} is not JSON: {e.msg} at line {e.lineno}, column {e.colno}; mend that line") from None
 
 
+def read_json_lines(path: str | Path) -> list[dict]:
+    """Returns the whole lines of a log that grows by a JSON object a line; a kill may have cut the last one."""
+    entries, path = [], Path(path)
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return entries
+
+
 def write_json(path: str | Path, value) -> None:
     """Writes ``value`` as indented JSON, replacing the file in one step."""
     with atomic_file(path) as tmp:

@@ -123,8 +123,10 @@ def train_model(
         base: the folder that ``network`` came from; an adapter names it.
         lora: None trains every weight.
     """
+    from msllm.parallel import start_workers
     from msllm.training.trainer import Trainer
 
+    workers = start_workers()
     if lora is None:
 
         def write_model(folder: Path) -> None:
@@ -158,5 +160,6 @@ def train_model(
         tokenizer.pad_token_id,
         write_model=write_model,
         read_model=read_model,
+        workers=workers,
     )
     return trainer.train(resume, overwrite)

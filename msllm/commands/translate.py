@@ -62,10 +62,12 @@ def train_translator(
 
     from msllm.data.parallel_text import encode_pairs, read_parallel
     from msllm.models.transformer import TransformerConfig, TransformerForTranslation
+    from msllm.parallel import start_workers
     from msllm.tokenization import train_tokenizer
     from msllm.training import Trainer, checkpoint
     from msllm.training.translation import translation
 
+    workers = start_workers()
     pairs = read_parallel(source, target)
     if limit is not None:
         pairs = pairs.first(limit)
@@ -111,8 +113,11 @@ def train_translator(
         tokenizer.pad_token_id,
         translation(tokenizer.bos_token_id, label_smoothing),
         write_model,
+        workers=workers,
     )
     trainer.train(resume, overwrite)
+    if trainer.rank > 0:
+        return
     last = checkpoint.find(Path(output))[-(average_last - 1) :] if average_last > 1 else []
     if last:
         model.load(checkpoint.average([*last, Path(output)]), output)

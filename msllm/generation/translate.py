@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+from mindspore import Tensor
 
 from msllm.errors import UserError
 from msllm.generation.config import GenerationConfig
 from msllm.generation.generate import generate_ids
+from msllm.layers import record_attention
 
 
 def translate(
@@ -42,3 +44,24 @@ def translate(
         for i, result in zip(rows, found, strict=True):
             results[i] = tokenizer.decode(result.ids).strip()
     return results
+
+
+def cross_attention(model, tokenizer, source: str, translation: str) -> tuple[list[str], list[str], np.ndarray]:
+    """Returns where the decoder looks in the source while it writes a translation.
+
+    Returns:
+        Source tokens (S), target tokens (T), and weights (layers, heads, T, S): row t is the attention of the step
+        that writes target token t.
+    """
+    eos = [tokenizer.eos_token_id]
+    ids, target = ([*tokenizer.encode(text, add_special_tokens=False), *eos] for text in (source, translation))
+    with record_attention() as recorded:
+        model(
+            Tensor(np.array([ids], np.int32)),
+            None,
+            Tensor(np.array([[model.config.decoder_start_token_id, *target[:-1]]], np.int32)),
+        )
+    # Of each decoder layer, attention to itself is recorded first, then that to the source.
+    maps = recorded[model.config.encoder_layers :][1::2]
+    tokens = [[tokenizer.decode([i], skip_special_tokens=False) for i in row] for row in (ids, target)]
+    return tokens[0], tokens[1], np.concatenate(maps)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from msllm.files import atomic_file
+from msllm.files import atomic_file, read_json_lines
 
 
 class Report:
@@ -22,7 +22,7 @@ class Report:
 
     def __init__(self, folder: Path, total: int, done: int):
         self.path, self.picture = folder / "log.jsonl", folder / "loss.png"
-        self.entries = [e for e in _read(self.path) if e["step"] <= done]
+        self.entries = [e for e in read_json_lines(self.path) if e["step"] <= done]
         with atomic_file(self.path) as tmp:
             tmp.write_text("".join(json.dumps(e) + "\n" for e in self.entries))
         self.file = self.path.open("a", encoding="utf-8")
@@ -70,6 +70,18 @@ class Report:
             plot_losses(self.entries, self.picture)
 
 
+class Silence:
+    """A Report of the workers but the first: it takes the same calls and shows nothing."""
+
+    def __init__(self, *ignored):
+        pass
+
+    def step(self, *ignored) -> None:
+        """Counts nothing."""
+
+    write = say = sync = close = step
+
+
 def plot_losses(entries: list[dict], path: Path) -> None:
     """Draws training and evaluation loss by step from the objects of a log.jsonl into a PNG."""
     from matplotlib.figure import Figure  # half a second to import, and only runs that log need it
@@ -101,15 +113,3 @@ def _smooth(values, decay: float = 0.95) -> list[float]:
         mean = decay * mean + (1 - decay) * value
         out.append(mean)
     return out
-
-
-def _read(path: Path) -> list[dict]:
-    """Returns the whole lines of a log; a kill may have cut the last one."""
-    entries = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return entries

@@ -20,7 +20,7 @@ from msllm.training.arguments import TrainingArguments
 from msllm.training.checkpoint import TrainerState
 from msllm.training.objective import CAUSAL_LM, Objective
 from msllm.training.optimizer import OPTIMIZERS
-from msllm.training.report import Report
+from msllm.training.report import Report, Silence
 from msllm.training.schedule import learning_rate_factor
 from msllm.training.step import build_step
 
@@ -90,15 +90,16 @@ class Trainer:
             UserError: ``output`` holds another run; the loss is no number; the run was interrupted (a checkpoint
                 was saved); a checkpoint of other data or options.
         """
-        source = self._prepare_output(resume, overwrite)
-        kernels.set_seed(self.args.seed)
+        source = self._prepare_output(resume, overwrite) if self.rank == 0 else self._checkpoint_of(resume)
+        kernels.set_seed(self.args.seed + self.rank)  # workers drop out differently
         ms.set_seed(self.args.seed)
         if source is not None:
             self._restore(source)
-            print(f"going on from {source}, after step {self.state.step} of {self.total}", file=sys.stderr)
+            if self.rank == 0:
+                print(f"going on from {source}, after step {self.state.step} of {self.total}", file=sys.stderr)
         elif self.eval_data is not None:
             self.evaluate(batches=2)  # a mistake in the data or a lack of memory shows now, not after an epoch
-        self.report = Report(self.output, self.total, self.state.step)
+        self.report = (Report if self.rank == 0 else Silence)(self.output, self.total, self.state.step)
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._loop()
@@ -109,8 +110,9 @@ class Trainer:
         if self.args.load_best_model_at_end and self.state.best_step is not None:
             self.read_model(self.output / f"checkpoint-{self.state.best_step}")
         self.model.set_train(False)
-        with atomic_files(self.output) as tmp:
-            self.write_model(tmp)
+        if self.rank == 0:
+            with atomic_files(self.output) as tmp:
+                self.write_model(tmp)
         return self.state
 
     def _loop(self) -> None:
@@ -142,6 +144,8 @@ class Trainer:
             report.step(step, sum(int(b["attention_mask"].sum()) for b in group), entry, loss)
             with signals.wait():
                 improved = self._evaluate_if_due()
+            if self.workers is not None and self.workers.any(bool(self._interrupted)):
+                self._interrupted = self._interrupted or "a signal to another worker"  # all stop at the same step
             due = args.save_steps and step % args.save_steps == 0 and step < self.total
             if due or improved or self._interrupted:
                 with signals.wait():
@@ -229,6 +233,8 @@ class Trainer:
         return step < self.total or self.args.load_best_model_at_end
 
     def _save(self) -> None:
+        if self.rank > 0:
+            return
         self.state.rng_state = kernels.get_rng_state()
         self.report.sync()
         checkpoint.save(self.output, self.state, self.optimizer.state_dict(), self.write_model)
@@ -236,11 +242,9 @@ class Trainer:
 
     def _prepare_output(self, resume: str | None, overwrite: bool) -> Path | None:
         """Returns the checkpoint to go on from; refuses a folder that is in use."""
-        found = checkpoint.find(self.output)
-        if resume not in (None, "auto"):
-            return Path(resume)
-        if resume == "auto" and found:
-            return found[-1]
+        source = self._checkpoint_of(resume)
+        if source is not None:
+            return source
         if resume == "auto":
             print(f"{self.output} holds no checkpoint: starting from the first step", file=sys.stderr)
         if self.output.exists() and not self.output.is_dir():
@@ -251,13 +255,18 @@ class Trainer:
                 f"{self.output} is not empty (it holds {', '.join(used[:4])}); choose another output, "
                 f"or add --overwrite, or --resume auto to go on from a checkpoint"
             )
-        for path in found:
+        for path in checkpoint.find(self.output):
             shutil.rmtree(path)
         for name in _RESULTS:
             (self.output / name).unlink(missing_ok=True)
         with atomic_files(self.output):
             pass  # a folder that cannot be written shows now
         return None
+
+    def _checkpoint_of(self, resume: str | None) -> Path | None:
+        if resume == "auto":
+            return next(reversed(checkpoint.find(self.output)), None)
+        return None if resume is None else Path(resume)
 
     def _restore(self, path: Path) -> None:
         state, optimizer = checkpoint.load(path)
@@ -276,7 +285,7 @@ class Trainer:
                 f"{path} holds no optimiser state for {e.args[0]}; it belongs to another model or "
                 f"another choice of trained parameters"
             ) from None
-        kernels.set_rng_state(state.rng_state)
+        kernels.set_rng_state({**state.rng_state, "seed": state.rng_state["seed"] + self.rank})
         self.state = state
 
     def _read_full_model(self, path: Path) -> None:

@@ -117,7 +117,7 @@ def test_the_best_model_is_the_result_where_asked_for(tiny_model, tmp_path):
     run.eval_data = [{"input_ids": (row := rng.integers(4, 250, 20).tolist()), "labels": row} for _ in range(4)]
     state = run.train()
     assert state.best_step < STEPS
-    assert run.evaluate() == pytest.approx(state.best_loss, rel=1e-6)
+    assert run.evaluate()["loss"] == pytest.approx(state.best_loss, rel=1e-6)
 
 
 def test_other_data_or_options_are_refused(tiny_model, tmp_path):

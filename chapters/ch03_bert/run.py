@@ -1,0 +1,168 @@
+"""Chapter 3, BERT: vocabulary, masked sentences, pre-training on one and on two workers, fine-tuning.
+
+msllm chapter 3                         lists the runs; they build on each other in that order
+msllm chapter 3 --run pretrain          the full run
+msllm chapter 3 --run pretrain --quick  the same in a minute, which learns little
+"""
+
+from msllm.lessons import Run, run
+
+CORPUS = "clue_corpus_small/bert_sampled.txt"
+MODEL = {"hidden_size": 256, "layers": 4, "heads": 4, "intermediate_size": 1024, "max_positions": 256}
+
+
+@run(
+    "3.3 vocabulary and examples: WordPiece, sentence pairs, whole-word masks, MindRecord", needs=("clue_corpus_small",)
+)
+def prepare(job: Run) -> None:
+    import shutil
+
+    from msllm.commands.pretrain import pretraining_data, train_tokenizer
+    from msllm.data.mindrecord import read_shards
+    from msllm.files import read_text
+    from msllm.tokenization import load_tokenizer
+
+    documents = read_text(job.file(CORPUS)).strip().split("\n\n")
+    held = 20 if job.quick else 100
+    parts = {"train": documents[held : 220 if job.quick else None], "eval": documents[:held]}
+    for name in ("tokenizer", *parts):
+        shutil.rmtree(job.output / name, ignore_errors=True)
+    for name, part in parts.items():
+        (job.output / f"{name}.txt").write_text("\n\n".join(part) + "\n", encoding="utf-8")
+    tokenizer = str(job.output / "tokenizer")
+    train_tokenizer([str(job.output / "train.txt")], tokenizer, 6000, lowercase=True)
+    for name, copies in (("train", 1 if job.quick else 10), ("eval", 1)):
+        source, folder = [str(job.output / f"{name}.txt")], str(job.output / name)
+        pretraining_data(source, tokenizer, folder, 128, copies, whole_words="chinese", seed=job.seed)
+    words = load_tokenizer(tokenizer)
+    for example in read_shards(job.output / "eval", words)[:3]:
+        predicted = [words.id_to_token(i) for i in example["labels"] if i >= 0]
+        job.say(f"{words.decode(example['input_ids'], skip_special_tokens=False)}  <- {' '.join(predicted)}")
+
+
+@run("3.3 pre-train on the Chinese documents: masked words and next sentences (about 25 minutes)")
+def pretrain(job: Run) -> None:
+    import shutil
+
+    from msllm.commands.pretrain import pretrain as command
+    from msllm.files import read_json_lines
+    from msllm.training import TrainingArguments
+
+    steps = 20 if job.quick else 2500
+    arguments = TrainingArguments(
+        max_steps=steps,
+        per_device_train_batch_size=16 if job.quick else 64,
+        learning_rate=1e-3,
+        warmup_ratio=0.1,
+        weight_decay=0.01,
+        group_by_length=True,
+        eval_steps=steps // 5,
+        save_steps=steps // 5,
+        seed=job.seed,
+    )
+    data, held_out = (str(job.earlier("prepare") / name) for name in ("train", "eval"))
+    command(data, arguments, str(job.output), held_out, **MODEL, resume="auto", overwrite=True)
+    evaluations = [e for e in read_json_lines(job.output / "log.jsonl") if "eval_loss" in e]
+    for e in evaluations:
+        job.say(
+            f"step {e['step']}: masked-word loss {e['eval_mlm_loss']:.3f}, accuracy {e['eval_mlm_accuracy']:.1%}; "
+            f"next-sentence accuracy {e['eval_nsp_accuracy']:.1%}"
+        )
+    job.write_json("pretrain.json", {"evaluations": evaluations})
+    if not job.quick:
+        shutil.copy(job.output / "loss.png", job.results / "pretrain-loss.png")
+
+
+@run("3.5 data parallel: two workers under msrun write the losses of one (about 2 minutes)")
+def parallel(job: Run) -> None:
+    from msllm.files import read_json_lines
+    from msllm.parallel import run_on_workers
+
+    options = [
+        "pretrain",
+        "--data",
+        str(job.earlier("prepare") / "train"),
+        "--dropout",
+        "0",
+        "--hidden_size",
+        "128",
+        "--layers",
+        "2",
+        "--max_steps",
+        "4" if job.quick else "20",
+        "--learning_rate",
+        "1e-3",
+        "--overwrite",
+    ]
+    logs = {}
+    for workers in (1, 2):
+        output = job.output / f"{workers}-workers"
+        size = str(16 // workers)
+        arguments = [*options, "--per_device_train_batch_size", size, "--output", str(output)]
+        run_on_workers(workers, arguments, job.output / f"{workers}-logs")
+        logs[workers] = read_json_lines(output / "log.jsonl")
+    rows = [(a["step"], a["loss"], b["loss"]) for a, b in zip(logs[1], logs[2], strict=True)]
+    worst = max(abs(a - b) / a for _, a, b in rows)
+    job.say(f"{len(rows)} steps of 16 examples; largest relative difference of the losses {worst:.1e} (bound 1e-5)")
+    job.write_json("parallel.json", {"largest_relative_difference": worst, "losses": rows})
+    assert worst < 1e-5
+
+
+@run("3.4 emotions of microblogs, six classes (SMP2020-EWECT): three models in one table", needs=("smp2020_ewect",))
+def emotions(job: Run) -> None:
+    compare(job, "smp2020_ewect", max_length=96, epochs=3)
+
+
+@run("3.4 opinions in reviews, two classes (ChnSentiCorp): three models in one table", needs=("chnsenticorp",))
+def reviews(job: Run) -> None:
+    compare(job, "chnsenticorp", max_length=192, epochs=4)
+
+
+def compare(job: Run, name: str, max_length: int, epochs: int) -> None:
+    """Measures the test part: a bag of words, BERT from random weights, BERT from the pre-training of this chapter."""
+    from msllm.commands.tasks import TaskTrainingArguments, finetune_task
+    from msllm.data.tasks import label_list, read_texts
+    from msllm.evaluation.baselines import bag_of_words
+    from msllm.evaluation.classification import classification_metrics
+    from mindspore import set_seed
+
+    from msllm.files import read_json
+    from msllm.models.bert import BertConfig, BertForPreTraining
+    from msllm.models.pretrained import read_config
+    from msllm.tokenization import load_tokenizer
+
+    limit = 200 if job.quick else None
+    train, test = (read_texts(job.file(f"{name}/{part}.tsv"), limit) for part in ("train", "test"))
+    labels = label_list(r.label for r in train)
+    guesses = bag_of_words([r.text for r in train], [r.label for r in train], [r.text for r in test], characters=True)
+    numbered = [[labels.index(name) for name in names] for names in ([r.label for r in test], guesses)]
+    rows = {"bag of words, logistic regression": classification_metrics(*numbered, labels)}
+    pretrained, random = job.earlier("pretrain"), job.output / "random"
+    set_seed(job.seed)
+    BertForPreTraining(BertConfig.from_dict(read_config(pretrained))).save_pretrained(random, load_tokenizer(pretrained))
+    for row, start in (("BERT, random weights", random), ("BERT, pre-trained here", pretrained)):
+        output = job.output / f"from-{start.name}"
+        arguments = TaskTrainingArguments(
+            num_train_epochs=1 if job.quick else epochs, learning_rate=3e-4, group_by_length=True, seed=job.seed
+        )
+        finetune_task(
+            "text-classification",
+            str(start),
+            str(job.file(f"{name}/train.tsv")),
+            str(output),
+            arguments,
+            eval_data=str(job.file(f"{name}/dev.tsv")),
+            test_data=str(job.file(f"{name}/test.tsv")),
+            max_length=max_length,
+            limit=limit,
+            overwrite=True,
+        )
+        rows[row] = read_json(output / "metrics.json")["test"]
+    for row, figures in rows.items():
+        job.say(f"{row}: accuracy {figures['accuracy']:.2%}, macro-F1 {figures['macro_f1']:.2%}")
+    job.write_json(f"{job.name}.json", rows)
+
+
+@run("3.4 sentiment of film reviews (SST-2) from a real MiniLM checkpoint, three seeds (about 6 minutes)", needs=("sst2",))
+def sst2(job: Run) -> None:
+    ...

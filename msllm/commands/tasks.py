@@ -1,0 +1,252 @@
+"""msllm finetune-task: a BERT and labelled data in, a classifier, tagger or reader with its figures out."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Literal
+
+from msllm.errors import UserError
+from msllm.training.arguments import TrainingArguments
+
+METRICS, PREDICTIONS, CONFUSION = "metrics.json", "predictions.jsonl", "confusion_matrix.png"
+# A question and a window of its context need more room than a sentence (Devlin et al. 2019's SQuAD runs).
+_MAX_LENGTH = {"text-classification": 128, "token-classification": 128, "question-answering": 384}
+
+
+@dataclasses.dataclass(kw_only=True)
+class TaskTrainingArguments(TrainingArguments):
+    __doc__ = TrainingArguments.__doc__  # the options' help; the defaults are those of Devlin et al. 2019, A.3
+
+    per_device_train_batch_size: int = 32
+    per_device_eval_batch_size: int = 64
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+
+
+def finetune_task(
+    task: Literal["text-classification", "token-classification", "question-answering"],
+    model: str,
+    data: str,
+    output: str,
+    training: TaskTrainingArguments,
+    eval_data: str | None = None,
+    test_data: str | None = None,
+    labels: list[str] | None = None,
+    label_names: str | None = None,
+    max_length: int | None = None,
+    doc_stride: int = 128,
+    max_answer_length: int = 30,
+    answer_language: Literal["auto", "en", "zh"] = "auto",
+    limit: int | None = None,
+    resume: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Fine-tunes a BERT on classes of texts, tags of words or answers to questions, and measures it.
+
+    Args:
+        task: text-classification, token-classification or question-answering.
+        model: Hugging Face folder of a BERT, with any head or none.
+        data: training file: .tsv, .csv or .jsonl of texts; columns or .jsonl of tagged words; .json as SQuAD's.
+        output: folder of the result; gets model, tokenizer, log.jsonl, loss.png, metrics.json, predictions.jsonl of
+            the last part that is measured and, of classes of texts, confusion_matrix.png.
+        training: options of the run.
+        eval_data: file to evaluate on while training and at its end.
+        test_data: file to evaluate on at the end only; where it has no labels, it is only predicted.
+        labels: all labels, in order; without it those of the model where it has all of the data's, else the data's.
+        label_names: JSON Lines file {"label": ..., "label_desc": ...} with a name for each label of texts.
+        max_length: most tokens of an example, 128 (questions: 384) or the model's positions where they are fewer.
+        doc_stride: of question-answering, tokens between the beginnings of two windows of a long context.
+        max_answer_length: of question-answering, most tokens of an answer.
+        answer_language: of question-answering, how answers are scored: en as SQuAD, zh as CMRC 2018.
+        limit: use only the first records of each file.
+        resume: "auto" or a checkpoint folder: go on where an earlier run stopped.
+        overwrite: replace what an earlier run left in the output folder.
+    """
+    from msllm.evaluation.tasks import TASKS, read_labelled
+
+    network_class, positions = _bert(model, TASKS[task].architecture)
+    check_output(output, resume, overwrite)
+    options = {"max_length": length_for(model, positions, max_length, _MAX_LENGTH[task])}
+    if task == "question-answering":
+        options |= {"doc_stride": doc_stride, "max_answer_length": max_answer_length, "language": answer_language}
+    elif labels is not None:
+        options["labels"] = labels
+    if label_names is not None:
+        options["label_names"] = _label_names(task, labels, label_names)
+    job = TASKS[task](**options)
+    parts = {"train": read_labelled(job, data, limit)}
+    if eval_data is not None:
+        parts["eval"] = read_labelled(job, eval_data, limit)
+    if test_data is not None:
+        parts["test"] = read_labelled(job, test_data, limit, needed=False)
+    choose_labels(job, parts["train"], model)
+    _run(job, network_class, model, parts, output, training, resume, overwrite)
+
+
+def _run(job, network_class, model: str, parts: dict, output: str, training, resume, overwrite) -> None:
+    """Encodes, trains and measures."""
+    from msllm.evaluation.tasks import evaluate, headline
+    from msllm.tokenization import load_tokenizer
+    from msllm.training import Trainer
+
+    tokenizer = load_tokenizer(model)
+    network = new_model(network_class, model, job.labels, training.seed)
+    check_tokenizer(tokenizer, network, model)
+    tokenizer.config["model_max_length"] = job.max_length  # as transformers: what texts are cut to
+    examples = {}
+    for part, records in parts.items():
+        examples[part], report = job.encode(records, tokenizer, training=part == "train")
+        print(f"{part} data: {report}", file=sys.stderr)
+
+    def measure(part: str) -> tuple[list[dict], dict | None]:
+        size = training.per_device_eval_batch_size
+        return evaluate(job, network, parts[part], examples[part], tokenizer.pad_token_id, size)
+
+    results: dict[str, tuple[list[dict], dict | None]] = {}
+
+    def measure_eval() -> dict[str, float]:
+        results["eval"] = measure("eval")
+        return headline(job, results["eval"][1])
+
+    trainer = Trainer(
+        network,
+        training,
+        examples["train"],
+        output,
+        examples.get("eval"),
+        tokenizer.pad_token_id,
+        objective=job.objective,
+        write_model=lambda folder: network.write_files(folder, tokenizer),
+        metrics=measure_eval,
+    )
+    if overwrite:
+        for name in (METRICS, PREDICTIONS, CONFUSION):
+            (Path(output) / name).unlink(missing_ok=True)
+    trainer.train(resume, overwrite)
+    for part in [part for part in ("eval", "test") if part in parts]:
+        # The last evaluation while training was of this very model, unless an earlier one was the best.
+        if part not in results or training.load_best_model_at_end:
+            results[part] = measure(part)
+    _write_results(job, results, Path(output))
+    print(f"saved {output}; try it: msllm predict --model {output}", file=sys.stderr)
+
+
+def _write_results(job, results: dict[str, tuple[list[dict], dict | None]], output: Path) -> None:
+    """Writes the figures of all parts, and the predictions of the last one; prints the figures."""
+    from msllm.evaluation.classification import figures_table, plot_confusion
+    from msllm.evaluation.tasks import headline
+    from msllm.files import atomic_file, write_json
+
+    if not results:
+        return
+    figures = {part: metrics for part, (_, metrics) in results.items() if metrics is not None}
+    for part, metrics in figures.items():
+        print(f"{part}: " + "  ".join(f"{name} {value:.4f}" for name, value in headline(job, metrics).items()))
+    write_json(output / METRICS, figures)
+    predictions, last = list(results.values())[-1]
+    with atomic_file(output / PREDICTIONS) as tmp:
+        tmp.write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions), encoding="utf-8")
+    rows = last and (last.get("per_class") or last.get("per_type"))
+    if rows:
+        print(figures_table(rows))
+    if last and "confusion_matrix" in last:
+        plot_confusion(last["confusion_matrix"], job.labels, output / CONFUSION)
+
+
+def new_model(network_class, folder: str, labels: list[str] | None, seed: int):
+    """Returns a model of a task on the body in ``folder``; what is new in it has the values of ``seed``."""
+    import mindspore as ms
+
+    from msllm import kernels
+
+    kernels.set_seed(seed)
+    ms.set_seed(seed)
+    return network_class.from_body(folder, labels)
+
+
+def choose_labels(job, records, model: str) -> None:
+    """Sets the labels of a task: the user's, else the model's where it knows all of the data's, else the data's."""
+    from msllm.models.bert import BertConfig
+    from msllm.models.pretrained import read_config
+
+    wanted = job.labels_of(records)
+    if wanted is None:
+        return
+    if job.labels is None:
+        config = BertConfig.from_dict(read_config(model))
+        fits = config.architectures[:1] == [job.architecture] and set(wanted) <= set(config.labels)
+        job.labels = config.labels if fits else wanted
+    if len(job.labels) < 2 or len(set(job.labels)) < len(job.labels):
+        raise UserError(
+            f"the labels are {', '.join(job.labels)}; expected two or more, all different; look at the data"
+        )
+
+
+def check_output(output: str, resume: str | None, overwrite: bool) -> None:
+    """Refuses an output folder in use, or a checkpoint that is none, before any data is read."""
+    from msllm.training import checkpoint
+
+    folder = Path(output)
+    if resume not in (None, "auto"):
+        checkpoint.load(Path(resume))
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, expected a folder for the result; choose another output")
+    if overwrite or not folder.is_dir() or (resume == "auto" and checkpoint.find(folder)):
+        return
+    used = sorted(p.name for p in folder.iterdir())
+    if used and not (resume == "auto" and "config.json" not in used):
+        raise UserError(
+            f"{folder} is not empty (it holds {', '.join(used[:4])}); choose another output, "
+            f"or add --overwrite, or --resume auto to go on from a checkpoint"
+        )
+
+
+def length_for(model: str, positions: int, wanted: int | None, default: int) -> int:
+    """Returns the most tokens of an example; UserError where more are wanted than the model has positions."""
+    if wanted is None:
+        return min(default, positions)
+    if not 1 <= wanted <= positions:
+        raise UserError(
+            f"max_length is {wanted}, {model} has max_position_embeddings = {positions}; give 1 to {positions}"
+        )
+    return wanted
+
+
+def check_tokenizer(tokenizer, network, model: str) -> None:
+    """Refuses a tokenizer of another model, or one without the special tokens of BERT."""
+    # Loading adds those that a vocabulary lacks, as transformers does, with ids that the model never saw.
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=False)
+    wanted = (tokenizer.unk_token, tokenizer.cls_token, tokenizer.sep_token)
+    missing = [token or "a special token" for token in wanted if token not in vocabulary]
+    if missing or tokenizer.prefix_ids[:1] != [tokenizer.cls_token_id]:
+        raise UserError(
+            f"{model}: the vocabulary lacks {', '.join(missing) or 'the rule that puts [CLS] before a text'}, which a "
+            f"BERT needs; use the tokenizer that belongs to the model"
+        )
+    if tokenizer.vocab_size > network.config.vocab_size:
+        raise UserError(
+            f"{model}: the tokenizer has {tokenizer.vocab_size} ids, the model {network.config.vocab_size} "
+            f"(vocab_size in config.json); use the tokenizer that belongs to the model"
+        )
+
+
+def _bert(model: str, architecture: str) -> tuple[type, int]:
+    """Returns the class of a task and the model's positions; UserError where the folder holds no BERT."""
+    from msllm.models import bert
+    from msllm.models.pretrained import model_class, read_config
+
+    values = read_config(model)
+    if values.get("model_type") != "bert":
+        kind = model_class(values, f"{model}/config.json").__name__
+        raise UserError(f"{model} holds a {kind}, finetune-task wants a BERT; for this model use msllm finetune")
+    return getattr(bert, architecture), bert.BertConfig.from_dict(values).max_position_embeddings
+
+
+def _label_names(task: str, labels: list[str] | None, path: str) -> dict[str, str]:
+    from msllm.data.tasks import read_label_names
+
+    if task != "text-classification" or labels is not None:
+        raise UserError(f"label_names {path} is for text-classification without --labels; leave one of them out")
+    return read_label_names(path)

@@ -1,0 +1,44 @@
+"""A fine-tuned model's outputs on many examples."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from msllm import data
+from msllm.training.objective import Objective
+from msllm.training.task_objectives import forward
+
+
+def predict_batches(
+    model, examples: Sequence[Mapping], objective: Objective, pad_token_id: int | None = None, batch_size: int = 32
+) -> list[tuple[np.ndarray, ...]]:
+    """Returns the outputs of a BERT for each example, in the order of the examples.
+
+    Args:
+        model: called in inference mode; it is left in the mode that it was in.
+        examples: encoded, each with what the objective's collate asks for.
+        objective: how examples become a batch.
+        pad_token_id: what fills short rows; None pads with 0.
+        batch_size: examples a forward pass; those of like length go together.
+
+    Returns:
+        For each example a tuple with its row of each output. Rows of (B, T, ...) outputs are as long as the longest
+        example of their batch: what stands behind the example's own tokens means nothing.
+    """
+    was_training = model.training
+    model.set_train(False)
+    found: list = [None] * len(examples)
+    lengths = [data.example_length(example) for example in examples]
+    for indices in data.batch_indices(lengths, batch_size, shuffle=False, group_by_length=True):
+        batch = objective.collate([examples[i] for i in indices], pad_token_id)
+        outputs = [output.asnumpy() for output in forward(model, objective.to_device(batch)[0])]
+        for row, i in enumerate(indices):
+            found[i] = tuple(output[row] for output in outputs)
+    model.set_train(was_training)
+    return found
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the probabilities of logits along the last axis, float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
