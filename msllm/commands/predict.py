@@ -36,7 +36,7 @@ def predict(
         batch_size: inputs a forward pass.
         json_output: print a JSON object for each input.
     """
-    for name, value in {"top_k": top_k, "batch_size": batch_size, "doc_stride": doc_stride}.items():
+    for name, value in {"top_k": top_k, "batch_size": batch_size}.items():
         if value < 1:
             raise UserError(f"{name} is {value}, expected 1 or more; change it")
     from msllm.commands.tasks import check_tokenizer
@@ -126,6 +126,9 @@ def _tag(network, tokenizer, texts, limit: int, batch_size: int, options: dict):
     from msllm.evaluation.entities import entities
     from msllm.evaluation.tasks import TokenClassification
 
+    paired = next((text.source for text in texts if text.pair is not None), None)
+    if paired is not None:
+        raise UserError(f"{paired} has a second text, a model that tags words takes one; remove the tab or --text_pair")
     job = TokenClassification(limit, network.config.labels)
     spans = [_words(tokenizer, text.text) for text in texts]
     records = [

@@ -63,6 +63,8 @@ def finetune_task(
         resume: "auto" or a checkpoint folder: go on where an earlier run stopped.
         overwrite: replace what an earlier run left in the output folder.
     """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit {limit} leaves no records; give 1 or more")
     from msllm.evaluation.tasks import TASKS, read_labelled
 
     network_class, positions = _bert(model, TASKS[task].architecture)

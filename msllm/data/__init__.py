@@ -1,4 +1,4 @@
-"""Records to batches: reading data formats, encoding with a loss mask, packing, padding, order. NumPy only."""
+"""Records to batches: reading data formats, encoding with a loss mask, packing, padding, order. Arrays are NumPy's."""
 
 from msllm.data.batching import batch_indices, batches, collate, example_length, pack
 from msllm.data.encoding import IGNORED, EncodingReport, encode_record, encode_records, trained_count

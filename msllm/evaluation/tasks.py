@@ -167,6 +167,11 @@ class QuestionAnswering:
     language: str = "auto"
     labels: None = None
 
+    def __post_init__(self):
+        for name in ("doc_stride", "max_answer_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected 1 or more; change it")
+
     def read(self, path: str, limit: int | None = None) -> list[Question]:
         """Reads a file; see msllm.data.questions.read_questions."""
         return read_questions(path, limit)

@@ -168,6 +168,8 @@ def test_mistakes_are_named(fails, tiny_bert, tiny_model, files, tmp_path):  # n
 
     assert "max_length is 33" in (text := line("--max_length", "33")) and "max_position_embeddings = 32" in text
     assert "holds a LlamaForCausalLM" in line(model=tiny_model)
+    assert "limit 0 leaves no records" in line("--limit", "0")
+    assert "doc_stride is 0" in line("--doc_stride", "0", task="question-answering")
     dev = tmp_path / "dev.tsv"
     dev.write_text("fine\tpos\ndull\tnone\n")
     assert f"{dev}, line 2 has the label 'none'" in (text := line("--eval_data", dev)) and "neg, pos" in text

@@ -17,6 +17,7 @@ def run(capsys):
     """Runs msllm predict and returns its lines."""
 
     def predict(model, *more):
+        capsys.readouterr()  # what making the model printed
         assert main(["predict", "--model", str(model), *map(str, more)]) == 0
         return capsys.readouterr().out.splitlines()
 
@@ -65,6 +66,7 @@ def test_entities_with_their_characters(tuned, run):
 def test_a_text_that_is_too_long_is_cut_and_said(tuned, capsys):
     model = tuned("token-classification")
     options = ["--text", "Bob lives in Paris. " * 10, "--json_output"]
+    capsys.readouterr()
     assert main(["predict", "--model", str(model), *options]) == 0
     captured = capsys.readouterr()
     assert "1 inputs are longer than 32 tokens and were cut" in captured.err
@@ -111,6 +113,8 @@ def test_mistakes_are_named(fails, tuned, masked, tiny_bert, tmp_path):  # noqa:
     assert "line 1 has no tab" in fails("predict", "--model", answers, "--file", tmp_path / "lines.txt")
     both = ("--text", "x", "--file", tmp_path / "lines.txt")
     assert "both a text and --file" in fails("predict", "--model", model, *both)
+    pair = ("--text", "bob", "--text_pair", "eve")
+    assert "takes one" in fails("predict", "--model", tuned("token-classification"), *pair)
     assert "has no [MASK]" in fails("predict", "--model", masked, "--text", "the film")
     assert "has 36 tokens, the model takes 32" in fails("predict", "--model", masked, "--text", "[MASK] " + "a " * 33)
     assert "top_k is 0" in fails("predict", "--model", masked, "--text", "[MASK]", "--top_k", "0")

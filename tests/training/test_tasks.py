@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from msllm import kernels
 from msllm.models import bert
 from msllm.training import Trainer, TrainingArguments
 from msllm.training.task_objectives import (
@@ -103,6 +104,26 @@ def test_micro_batches_equal_one_batch(case, tmp_path):
         run.train()
         logs.append([e[key] for e in run.report.entries for key in ("loss", "grad_norm", "eval_loss") if key in e])
     assert len(logs[0]) == 7 and logs[0] == pytest.approx(logs[1], rel=1e-5)
+
+
+def test_a_compiled_step_writes_the_losses_of_an_interpreted_one(case, tmp_path):
+    objective, model, rows = case
+    start = {p.name: p.asnumpy().copy() for p in model.get_parameters()}
+    chosen, losses = kernels.active(), []
+    kernels.use("stock")
+    try:
+        for jit in (True, False):
+            for parameter in model.get_parameters():
+                parameter.set_data(Tensor(start[parameter.name]))
+            args = TrainingArguments(
+                max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2, adam_epsilon=1e-3, jit=jit
+            )
+            run = Trainer(model, args, rows, tmp_path / str(jit), objective=objective, pad_token_id=1)
+            run.train()
+            losses.append([e["loss"] for e in run.report.entries])
+    finally:
+        kernels.use(chosen)
+    assert len(set(losses[0])) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_figures_of_an_evaluation_go_to_the_log(case, tmp_path):
