@@ -111,7 +111,7 @@ def timeline(rows: Sequence[Mapping]) -> Figure:
             axes.scatter([rows[i][key] for i in mine], mine, s=25, color=f"C{k}", label=kind)
         axes.set(xscale="log", xlim=(1e6, 5e14), xlabel=label)
         axes.grid(alpha=0.3, axis="x")
-    figure.axes[0].legend(loc="lower right", fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds), fontsize=8)
     figure.axes[0].set_yticks(range(len(rows)), [f"{r['name']}  {r['date']}" for r in rows], fontsize=8)
     axes.invert_yaxis()
     return figure

