@@ -18,8 +18,8 @@ from msllm.lessons import Run, run
 FOLDER = Path(__file__).parent
 TEXT, NEEDS = "tinyshakespeare/input.txt", ("tinyshakespeare",)
 WORDS = ["king", "queen", "father", "brother", "love", "death", "night", "rome", "he", "thou", "blood", "hand"]
-DRAWN = [*WORDS, "duke", "prince", "lord", "lady", "mother", "sister", "son", "daughter", "she", "him", "her", "his"]
-DRAWN += ["thee", "thy", "you", "your", "day", "morning", "romans", "york", "lancaster", "sword", "hate"]
+DRAWN = [*WORDS, "duke", "lord", "lady", "mother", "sister", "son", "daughter", "she", "him", "her", "his"]
+DRAWN += ["thee", "thy", "you", "your", "day", "morning", "romans", "york", "lancaster", "hate"]
 ANALOGIES = ["he his she", "i my he", "thou thy you", "king queen he", "man woman king", "father mother son"]
 
 
@@ -37,9 +37,12 @@ def ngram(job: Run) -> None:
         row = {"name": name, "context": order - 1, "stored": model.stored, "cpu_seconds": time.process_time() - began}
         found = model.log_probabilities(ids, start)
         row |= {"bits": bits(found), "perplexity": perplexity(found), "discounts": model.discounts}
+        row["seen"] = model.seen(ids, start)
         row["sample"] = alphabet.decode(model.generate(300, ids[start - 10 : start], job.seed))
         rows.append(row)
-        job.say(f"{name:20} {row['bits']:.4f} bits, {model.stored:9,} n-grams, {row['cpu_seconds']:.2f} s")
+        job.say(
+            f"{name:18} {row['bits']:.4f} bits, {model.stored:9,} n-grams, {row['seen']:.3f} of the held-out ones seen"
+        )
         row["fixed_discounts"] = [k for k, own in enumerate(getattr(model, "estimated", []), 1) if not own]
     job.write_json("ngram.json", {"held_out": len(ids) - start, "vocabulary": len(alphabet), "rows": rows})
     job.savefig("ngram.png", figures.by_order(rows, ["Kneser-Ney", "back-off"]))
@@ -103,11 +106,13 @@ def table(job: Run) -> None:
     kept = {name: FOLDER / "results" / f"{name}.json" for name in ("ngram", "neural")}
     if missing := [name for name, path in kept.items() if not path.is_file()]:
         raise UserError(f"results/{missing[0]}.json is not there; first run: msllm chapter 1 --run {missing[0]}")
-    counted, trained = ([{"kind": name, **row} for row in read_json(path)["rows"]] for name, path in kept.items())
+    counted, trained = (
+        [{**row, "kind": row["name"].partition(",")[0]} for row in read_json(path)["rows"]] for path in kept.values()
+    )
     shown = [r for r in counted if r["context"] <= 5] + trained
     for r in shown:
-        size, seconds = r.get("parameters", r.get("stored", "")), r.get("cpu_seconds", "")
-        job.say(f"{r['name']:40} {size:>8} {seconds:>8.4} {r['bits']:.3f} {r.get('bits_long', ''):.5}")
+        size, seconds = r.get("parameters", r.get("stored", 0)), r.get("cpu_seconds", 0.0)
+        job.say(f"{r['name']:34} {size:8} {seconds:7.2f} s {r['bits']:.3f} {r.get('bits_long', r['bits']):.3f} bits")
     job.write_json("bits-per-character.json", {"rows": [{k: r[k] for k in r if k != "sample"} for r in shown]})
     job.savefig("bits-per-character.png", figures.bars(shown))
     names = [name for _, name in _smoothings()]

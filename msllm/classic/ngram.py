@@ -106,6 +106,11 @@ class NGram:
         rest = self._probability(self._codes(ids[first:], n), n) if len(ids) - first >= n else np.empty(0)
         return np.log(np.concatenate([*head, rest]))
 
+    def seen(self, ids: Sequence[int], start: int) -> float:
+        """Returns the share of n-grams, of those that end at ids[start] or later, that the training text holds."""
+        codes = self._codes(np.asarray(ids, np.int64)[max(start - self.order + 1, 0) :], self.order)
+        return float(np.mean(_look_up(self.levels[-1].grams, codes)[1]))
+
     def next_distribution(self, context: Sequence[int] = ()) -> np.ndarray:
         """Returns P(w | context) of every w, (V,)."""
         context = np.asarray(context, np.int64)[len(context) - min(len(context), self.order - 1) :]

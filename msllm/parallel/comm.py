@@ -40,6 +40,10 @@ class Workers:
         both = np.stack([high, (values - high).astype(np.float32)])
         return self._reduce(Tensor(both)).asnumpy().astype(np.float64).sum(0)
 
+    def barrier(self) -> None:
+        """Waits until every worker is here."""
+        self.sum_array(np.zeros(1))
+
     def any(self, flag: bool) -> bool:
         """Returns whether it is true for any worker."""
         return bool(self.sum_array(np.array([float(flag)]))[0])

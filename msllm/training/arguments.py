@@ -19,7 +19,7 @@ class TrainingArguments:
         max_steps: optimiser steps; above 0 it overrides num_train_epochs.
         per_device_train_batch_size: examples a forward pass.
         train_batch_tokens: above 0, batches hold as many examples of like length as make at most so many tokens,
-            padding included, and per_device_train_batch_size has no effect.
+            padding included, over all workers, and per_device_train_batch_size has no effect.
         per_device_eval_batch_size: examples a forward pass of evaluation.
         gradient_accumulation_steps: forward passes an optimiser step.
         lr_scheduler_type: constant, linear, cosine or inverse_sqrt, each after the warm-up.
@@ -94,5 +94,10 @@ class TrainingArguments:
             raise UserError(f"warmup_ratio is {self.warmup_ratio}, expected 0 to 1; change it")
         if self.optim not in OPTIMIZER_NAMES:
             raise UserError(f"optim is {self.optim!r}; known are {', '.join(OPTIMIZER_NAMES)}")
+        if self.jit and self.train_batch_tokens:
+            raise UserError(
+                f"train_batch_tokens is {self.train_batch_tokens} and jit on: a compiled step takes one shape, and "
+                f"batches by tokens have many; turn one of them off"
+            )
         if self.lr_scheduler_type not in SCHEDULES:
             raise UserError(f"lr_scheduler_type is {self.lr_scheduler_type!r}; known are {', '.join(SCHEDULES)}")

@@ -1,6 +1,7 @@
 """The one training loop."""
 
 import itertools
+import json
 import math
 import shutil
 import signal
@@ -18,6 +19,7 @@ from msllm.files import atomic_files
 from msllm.training import checkpoint
 from msllm.training.arguments import TrainingArguments
 from msllm.training.checkpoint import TrainerState
+from msllm.training.losses import IGNORE_INDEX
 from msllm.training.objective import CAUSAL_LM, Objective
 from msllm.training.optimizer import OPTIMIZERS
 from msllm.training.report import Report, Silence
@@ -42,6 +44,7 @@ class Trainer:
         read_model: (folder) -> None, sets the model from a checkpoint; default reads safetensors.
         metrics: () -> figures of the model, such as accuracy, that go to the log with each evaluation.
         workers: of a data-parallel run, this process' msllm.parallel.Workers; None where it is the only one.
+        settings: what else changes the losses, such as an adapter's options; a resumed run must have the same.
     """
 
     def __init__(
@@ -57,11 +60,12 @@ class Trainer:
         read_model: Callable[[Path], None] | None = None,
         metrics: Callable[[], dict[str, float]] | None = None,
         workers=None,
+        settings: Mapping | None = None,
     ):
         self.model, self.args, self.train_data, self.eval_data = model, args, train_data, eval_data
         self.output, self.pad_token_id, self.objective = Path(output), pad_token_id, objective
         self.write_model, self.read_model = write_model or model.write_files, read_model or self._read_full_model
-        self.metrics, self.workers = metrics, workers
+        self.metrics, self.workers, self.settings = metrics, workers, dict(settings or {})
         self.rank, self.world = (0, 1) if workers is None else (workers.rank, workers.world)
         self.optimizer = OPTIMIZERS[args.optim](
             model.trainable_params(), (args.adam_beta1, args.adam_beta2), args.adam_epsilon, args.weight_decay
@@ -70,7 +74,7 @@ class Trainer:
         if not len(train_data):
             raise UserError("there is no training example; give more data")
         # A compiled step takes one shape: every batch gets the length of the longest example.
-        self.fixed_length = max(map(data.example_length, [*train_data, *(eval_data or ())])) if args.jit else None
+        self.fixed_length = max(map(objective.length, [*train_data, *(eval_data or ())])) if args.jit else None
         self.steps_per_epoch = math.ceil(self._batches_per_epoch() / args.gradient_accumulation_steps)
         self.total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
         self.warmup = args.warmup_steps or math.ceil(args.warmup_ratio * self.total)
@@ -141,20 +145,23 @@ class Trainer:
                     "learning_rate": rate,
                     "grad_norm": norm,
                 }
-            report.step(step, sum(int(b["attention_mask"].sum()) for b in group), entry, loss)
+            report.step(step, self.world * sum(map(_tokens, group)), entry, loss)
             with signals.wait():
-                improved = self._evaluate_if_due()
-            if self.workers is not None and self.workers.any(bool(self._interrupted)):
-                self._interrupted = self._interrupted or "a signal to another worker"  # all stop at the same step
-            due = args.save_steps and step % args.save_steps == 0 and step < self.total
-            if due or improved or self._interrupted:
-                with signals.wait():
+                improved, stop = self._evaluate_if_due(), self._stop()
+                due = args.save_steps and step % args.save_steps == 0 and step < self.total
+                if due or improved or stop:
                     self._save()
-            if self._interrupted and step < self.total:
+            if stop and step < self.total:
                 raise UserError(
-                    f"stopped by {self._interrupted} after step {step} of {self.total}; saved "
+                    f"stopped by {stop} after step {step} of {self.total}; saved "
                     f"{self.output / f'checkpoint-{step}'}; go on with the same command and --resume auto"
                 )
+
+    def _stop(self) -> str:
+        """Returns what interrupted this run, or "": the same for all workers, who stop at one step."""
+        if self.workers is not None and self.workers.any(bool(self._interrupted)):
+            return self._interrupted or "a signal to another worker"
+        return self._interrupted
 
     def _groups(self) -> Iterator[list[dict[str, np.ndarray]]]:
         """Yields the micro-batches of each optimiser step from the current step on, epoch after epoch."""
@@ -233,12 +240,13 @@ class Trainer:
         return step < self.total or self.args.load_best_model_at_end
 
     def _save(self) -> None:
-        if self.rank > 0:
-            return
-        self.state.rng_state = kernels.get_rng_state()
-        self.report.sync()
-        checkpoint.save(self.output, self.state, self.optimizer.state_dict(), self.write_model)
-        checkpoint.prune(self.output, self.args.save_total_limit, self.state.best_step)
+        if self.rank == 0:
+            self.state.rng_state = kernels.get_rng_state()
+            self.report.sync()
+            checkpoint.save(self.output, self.state, self.optimizer.state_dict(), self.write_model)
+            checkpoint.prune(self.output, self.args.save_total_limit, self.state.best_step)
+        if self.workers is not None:
+            self.workers.barrier()  # the first one to leave ends them all, and others read what was saved
 
     def _prepare_output(self, resume: str | None, overwrite: bool) -> Path | None:
         """Returns the checkpoint to go on from; refuses a folder that is in use."""
@@ -271,10 +279,11 @@ class Trainer:
     def _restore(self, path: Path) -> None:
         state, optimizer = checkpoint.load(path)
         mine = self._fingerprint()
-        for key, value in state.fingerprint.items():
-            if mine.get(key) != value:
+        theirs = state.fingerprint
+        for key in [*theirs, *(k for k in mine if k not in theirs)]:
+            if mine.get(key) != theirs.get(key):
                 raise UserError(
-                    f"{path} was written with {key} = {value}, now it is {mine.get(key)}; "
+                    f"{path} was written with {key} = {theirs.get(key)}, now it is {mine.get(key)}; "
                     f"resume with the same value, or start anew in another output"
                 )
         self.read_model(path)
@@ -300,9 +309,13 @@ class Trainer:
             "data": _checksum(self.train_data),
             "seed": args.seed,
             "steps": self.total,
-            "per_device_train_batch_size": args.per_device_train_batch_size * self.world,
+            # Of all workers together: their number has no effect.
+            "batch size": 0 if args.train_batch_tokens else args.per_device_train_batch_size * self.world,
             "train_batch_tokens": args.train_batch_tokens,
             "optim": args.optim,
+            "adam_beta1": args.adam_beta1,
+            "adam_beta2": args.adam_beta2,
+            "adam_epsilon": args.adam_epsilon,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "group_by_length": args.group_by_length,
             "learning_rate": args.learning_rate,
@@ -310,7 +323,15 @@ class Trainer:
             "warmup": self.warmup,
             "weight_decay": args.weight_decay,
             "max_grad_norm": args.max_grad_norm,
+            **self._model_settings(),
+            **self.settings,
         }
+
+    def _model_settings(self) -> dict:
+        """What the model's configuration says: two models of equal shapes may still compute differently."""
+        config = getattr(self.model, "config", None)
+        values = config.to_dict() if hasattr(config, "to_dict") else {}
+        return json.loads(json.dumps({f"{key} of the model": value for key, value in values.items()}))
 
     def _last_checkpoint(self) -> str:
         found = checkpoint.find(self.output)
@@ -319,6 +340,12 @@ class Trainer:
     def _on_signal(self, number, frame) -> None:
         self._interrupted = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
         signal.signal(number, signal.default_int_handler)  # a second Ctrl-C does not wait for the step
+
+
+def _tokens(batch: Mapping[str, np.ndarray]) -> int:
+    """The real tokens of a batch: those that the model reads and, of an encoder-decoder model, writes."""
+    written = (batch["labels"] != IGNORE_INDEX).sum() if "decoder_input_ids" in batch else 0
+    return int(batch["attention_mask"].sum() + written)
 
 
 def _checksum(examples: Sequence[Mapping]) -> str:

@@ -149,6 +149,13 @@ def test_log_probabilities_are_those_of_each_context(model):
     assert len(fast.log_probabilities(text, len(text))) == 0
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_seen_counts_the_n_grams_of_the_held_out_part(model):
+    fast = model([0, 1, 2, 3, 0, 1], V, 3)  # 012 123 230 301
+    assert fast.seen([0, 1, 2, 3, 3, 0, 1, 2], 3) == pytest.approx(3 / 5)  # 123 233 330 301 012
+    assert fast.seen([0, 1, 2], 0) == 1.0
+
+
 def test_perplexity_by_hand():
     # a a b, all of the vocabulary seen: P(a) = 2/3, P(b) = 1/3. The text "a b": perplexity (2/9)^(-1/2).
     found = AbsoluteBackoff([0, 0, 1], 2, 1).log_probabilities([0, 1])
