@@ -125,7 +125,7 @@ def compare(job: Run, name: str, max_length: int, epochs: int) -> None:
     from msllm.commands.tasks import TaskTrainingArguments, finetune_task
     from msllm.data.tasks import label_list, read_texts
     from msllm.evaluation.baselines import bag_of_words
-    from msllm.evaluation.classification import classification_metrics
+    from msllm.evaluation.classification import classification_figures
     from msllm.files import read_json
     from msllm.models.bert import BertConfig, BertForPreTraining
     from msllm.models.pretrained import read_config
@@ -135,8 +135,7 @@ def compare(job: Run, name: str, max_length: int, epochs: int) -> None:
     train, test = (read_texts(job.file(f"{name}/{part}.tsv"), limit) for part in ("train", "test"))
     labels = label_list(r.label for r in train)
     guesses = bag_of_words([r.text for r in train], [r.label for r in train], [r.text for r in test], characters=True)
-    numbered = [[labels.index(name) for name in names] for names in ([r.label for r in test], guesses)]
-    rows = {"bag of words, logistic regression": classification_metrics(*numbered, labels)}
+    rows = {"bag of words, logistic regression": classification_figures([r.label for r in test], guesses, labels)}
     pretrained, random = job.earlier("pretrain"), job.output / "random"
     set_seed(job.seed)
     BertForPreTraining(BertConfig.from_dict(read_config(pretrained))).save_pretrained(

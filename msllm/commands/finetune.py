@@ -1,5 +1,6 @@
 """msllm finetune: a Hugging Face folder and instruction data in, a fine-tuned folder out."""
 
+import dataclasses
 import logging
 import sys
 from pathlib import Path
@@ -55,8 +56,13 @@ def finetune(
     from msllm.data import encode_records, load_records, train_validation_split
     from msllm.data import preview as show
     from msllm.models.pretrained import model_class, read_config
+    from msllm.parallel import start_workers
     from msllm.tokenization import load_tokenizer
+    from msllm.training import checkpoint
 
+    if not preview:
+        checkpoint.source(output, resume, overwrite)
+    workers = None if preview else start_workers()
     model_class(read_config(model), f"{model}/config.json")  # a wrong folder shows before the data is read
     tokenizer = load_tokenizer(model)
     records = [r for source in _files(data) for r in load_records(source, limit=limit)]
@@ -67,10 +73,8 @@ def finetune(
     if not held_out and val_size:
         records, held_out = train_validation_split(records, val_size if val_size < 1 else int(val_size), training.seed)
 
-    from msllm import kernels
     from msllm.commands.loading import open_checkpoint
 
-    kernels.set_seed(training.seed)
     network, tokenizer = open_checkpoint(model)
     require_causal(network, model)
     length = min(max_length, network.max_length or max_length)
@@ -97,8 +101,10 @@ def finetune(
         lora if tuning == "lora" else None,
         resume,
         overwrite,
+        workers,
     )
-    print(f"saved {output}; try it: msllm chat --model {output}", file=sys.stderr)
+    if workers is None or workers.rank == 0:
+        print(f"saved {output}; try it: msllm chat --model {output}", file=sys.stderr)
 
 
 def _files(names: list[str] | str | None) -> list[str]:
@@ -116,17 +122,19 @@ def train_model(
     lora: LoraConfig | None = None,
     resume: str | None = None,
     overwrite: bool = False,
+    workers=None,
 ):
     """Trains ``network`` on encoded examples and leaves a folder that chats; returns the trainer's state.
 
     Args:
         base: the folder that ``network`` came from; an adapter names it.
         lora: None trains every weight.
+        workers: see Trainer.
     """
-    from msllm.parallel import start_workers
+    import mindspore as ms
+
     from msllm.training.trainer import Trainer
 
-    workers = start_workers()
     if lora is None:
 
         def write_model(folder: Path) -> None:
@@ -136,6 +144,7 @@ def train_model(
     else:
         from msllm.tuning import lora as adapters
 
+        ms.set_seed(training.seed)  # all workers draw the same adapters
         changed = adapters.apply(network, lora)
         trained = sum(p.size for p in network.trainable_params())
         total = sum(p.size for p in network.get_parameters())
@@ -161,5 +170,6 @@ def train_model(
         write_model=write_model,
         read_model=read_model,
         workers=workers,
+        settings=None if lora is None else {f"lora.{k}": v for k, v in dataclasses.asdict(lora).items()},
     )
     return trainer.train(resume, overwrite)

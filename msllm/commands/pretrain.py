@@ -1,7 +1,7 @@
 """msllm train-tokenizer, pretraining-data and pretrain: from raw documents to a BERT."""
 
+import inspect
 import sys
-from pathlib import Path
 from typing import Literal
 
 from msllm.errors import UserError
@@ -113,7 +113,7 @@ def pretrain(
         training: options of the run; the batch size is that of each worker.
         output: folder of the result; gets model, tokenizer, log.jsonl, loss.png and checkpoints.
         eval_data: folder of other examples, to evaluate on.
-        model: folder of a BERT to go on from; without it, a new one of the sizes below.
+        model: folder of a BERT to go on from, whose tokenizer built the data; without it, a new one of the sizes below.
         hidden_size: width.
         layers: depth.
         heads: of attention.
@@ -129,52 +129,45 @@ def pretrain(
     from msllm.models.bert import BertConfig, BertForPreTraining
     from msllm.parallel import start_workers
     from msllm.tokenization import load_tokenizer
-    from msllm.training import Trainer
+    from msllm.training import Trainer, checkpoint
     from msllm.training.pretraining import PRETRAINING, pretraining_accuracy
 
+    given = {"hidden_size": hidden_size, "layers": layers, "heads": heads, "intermediate_size": intermediate_size}
+    changed = [name for name, value in given.items() if value != inspect.signature(pretrain).parameters[name].default]
+    if model is not None and changed:
+        raise UserError(f"{', '.join(changed)} and model were given, and a model has its sizes; give one of both")
+    checkpoint.source(output, resume, overwrite)
     workers = start_workers()
     tokenizer = load_tokenizer(data)
     examples = read_shards(data, tokenizer)
     eval_examples = None if eval_data is None else read_shards(eval_data, tokenizer)
     ms.set_seed(training.seed)
     if model is not None:
+        read_shards(data, load_tokenizer(model), f"the tokenizer of {model}")
         network = BertForPreTraining.from_pretrained(model)
     else:
-        network = BertForPreTraining(
-            BertConfig.from_dict(
-                {
-                    "architectures": ["BertForPreTraining"],
-                    "vocab_size": len(tokenizer),
-                    "hidden_size": hidden_size,
-                    "num_hidden_layers": layers,
-                    "num_attention_heads": heads,
-                    "intermediate_size": intermediate_size,
-                    "max_position_embeddings": max_positions,
-                    "hidden_dropout_prob": dropout,
-                    "attention_probs_dropout_prob": dropout,
-                    "pad_token_id": tokenizer.pad_token_id,
-                }
-            )
-        )
-    longest = examples.settings["max_length"]
+        sizes = {
+            "hidden_size": hidden_size,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": intermediate_size,
+            "max_position_embeddings": max_positions,
+            "hidden_dropout_prob": dropout,
+            "attention_probs_dropout_prob": dropout,
+        }
+        tokens = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        network = BertForPreTraining(BertConfig.from_dict({**sizes, **tokens, "architectures": ["BertForPreTraining"]}))
+    longest = max(part.settings["max_length"] for part in (examples, eval_examples) if part is not None)
     if longest > network.config.max_position_embeddings:
         raise UserError(
-            f"{data} holds examples of up to {longest} tokens, the model takes "
-            f"{network.config.max_position_embeddings}; build them with a smaller max_length"
-        )
-    if len(tokenizer) > network.config.vocab_size:
-        raise UserError(
-            f"{data} was built with a vocabulary of {len(tokenizer)}, the model in {model} has "
-            f"{network.config.vocab_size}; build the data with the model's tokenizer"
+            f"the examples have up to {longest} tokens, the model takes {network.config.max_position_embeddings}; "
+            f"build them with a smaller max_length"
         )
     print(
         f"BERT with {sum(p.size for p in network.get_parameters()):,} parameters; {len(examples):,} examples of at "
         f"most {longest} tokens",
         file=sys.stderr,
     )
-
-    def write_model(folder: Path) -> None:
-        network.write_files(folder, tokenizer)
 
     trainer = Trainer(
         network,
@@ -184,7 +177,7 @@ def pretrain(
         eval_examples,
         tokenizer.pad_token_id,
         PRETRAINING,
-        write_model,
+        write_model=lambda folder: network.write_files(folder, tokenizer),
         metrics=lambda: pretraining_accuracy(network, eval_examples, tokenizer.pad_token_id),
         workers=workers,
     )

@@ -66,13 +66,18 @@ def finetune_task(
     if limit is not None and limit < 1:
         raise UserError(f"limit {limit} leaves no records; give 1 or more")
     from msllm.evaluation.tasks import TASKS, read_labelled
+    from msllm.parallel import start_workers
+    from msllm.training import checkpoint
 
     network_class, positions = _bert(model, TASKS[task].architecture)
-    check_output(output, resume, overwrite)
+    checkpoint.source(output, resume, overwrite)
+    workers = start_workers()
     options = {"max_length": length_for(model, positions, max_length, _MAX_LENGTH[task])}
     if task == "question-answering":
         options |= {"doc_stride": doc_stride, "max_answer_length": max_answer_length, "language": answer_language}
-    elif labels is not None:
+    if labels is not None:
+        if task == "question-answering":
+            raise UserError("labels were given, and questions have answers, not labels; leave --labels out")
         options["labels"] = labels
     if label_names is not None:
         options["label_names"] = _label_names(task, labels, label_names)
@@ -83,10 +88,10 @@ def finetune_task(
     if test_data is not None:
         parts["test"] = read_labelled(job, test_data, limit, needed=False)
     choose_labels(job, parts["train"], model)
-    _run(job, network_class, model, parts, output, training, resume, overwrite)
+    _run(job, network_class, model, parts, output, training, resume, overwrite, workers)
 
 
-def _run(job, network_class, model: str, parts: dict, output: str, training, resume, overwrite) -> None:
+def _run(job, network_class, model: str, parts: dict, output: str, training, resume, overwrite, workers) -> None:
     """Encodes, trains and measures."""
     from msllm.evaluation.tasks import evaluate, headline
     from msllm.tokenization import load_tokenizer
@@ -121,11 +126,14 @@ def _run(job, network_class, model: str, parts: dict, output: str, training, res
         objective=job.objective,
         write_model=lambda folder: network.write_files(folder, tokenizer),
         metrics=measure_eval,
+        workers=workers,
     )
-    if overwrite:
+    if overwrite and trainer.rank == 0:
         for name in (METRICS, PREDICTIONS, CONFUSION):
             (Path(output) / name).unlink(missing_ok=True)
     trainer.train(resume, overwrite)
+    if trainer.rank > 0:
+        return
     for part in [part for part in ("eval", "test") if part in parts]:
         # The last evaluation while training was of this very model, unless an earlier one was the best.
         if part not in results or training.load_best_model_at_end:
@@ -182,26 +190,6 @@ def choose_labels(job, records, model: str) -> None:
     if len(job.labels) < 2 or len(set(job.labels)) < len(job.labels):
         raise UserError(
             f"the labels are {', '.join(job.labels)}; expected two or more, all different; look at the data"
-        )
-
-
-def check_output(output: str, resume: str | None, overwrite: bool) -> None:
-    """Refuses an output folder in use, or a checkpoint that is none, before any data is read."""
-    from msllm.training import checkpoint
-
-    folder = Path(output)
-    if resume not in (None, "auto"):
-        checkpoint.load(Path(resume))
-        return
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, expected a folder for the result; choose another output")
-    if overwrite or not folder.is_dir() or (resume == "auto" and checkpoint.find(folder)):
-        return
-    used = sorted(p.name for p in folder.iterdir())
-    if used and not (resume == "auto" and "config.json" not in used):
-        raise UserError(
-            f"{folder} is not empty (it holds {', '.join(used[:4])}); choose another output, "
-            f"or add --overwrite, or --resume auto to go on from a checkpoint"
         )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from msllm.errors import UserError
-from msllm.files import atomic_files
+from msllm.files import atomic_files, decode_text
 from msllm.generation.config import GenerationConfig
 from msllm.training.arguments import TrainingArguments
 
@@ -67,43 +67,46 @@ def train_translator(
     from msllm.training import Trainer, checkpoint
     from msllm.training.translation import translation
 
+    if eval_target is not None and eval_source is None:
+        raise UserError(f"eval_target is {eval_target} and eval_source is missing; give both files, or neither")
+    if average_last - 1 > training.save_total_limit:
+        raise UserError(
+            f"average_last is {average_last} and save_total_limit {training.save_total_limit}: fewer checkpoints are "
+            f"kept; raise save_total_limit to {average_last - 1}"
+        )
+    checkpoint.source(output, resume, overwrite)
     workers = start_workers()
     pairs = read_parallel(source, target)
     if limit is not None:
         pairs = pairs.first(limit)
     tokenizer = train_tokenizer([*pairs.source, *pairs.target], vocab_size, vocabulary, lowercase=lowercase)
     examples, longer = encode_pairs(pairs, tokenizer, max_length)
-    print(
-        f"training data: {pairs}; {longer} longer than {max_length} tokens; vocabulary {len(tokenizer)}",
-        file=sys.stderr,
-    )
     eval_examples = None
     if eval_source is not None:
         eval_examples, _ = encode_pairs(read_parallel(eval_source, eval_target, "validation"), tokenizer, max_length)
+    sizes = {
+        "d_model": d_model,
+        "encoder_layers": layers,
+        "decoder_layers": layers,
+        "attention_heads": heads,
+        "ffn_dim": ffn_dim,
+        "dropout": dropout,
+        "pre_norm": pre_norm,
+        "max_positions": max_length,
+    }
+    tokens = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": tokenizer.bos_token_id,
+    }
     ms.set_seed(training.seed)
-    model = TransformerForTranslation(
-        TransformerConfig.from_dict(
-            {
-                "vocab_size": len(tokenizer),
-                "d_model": d_model,
-                "encoder_layers": layers,
-                "decoder_layers": layers,
-                "attention_heads": heads,
-                "ffn_dim": ffn_dim,
-                "dropout": dropout,
-                "pre_norm": pre_norm,
-                "max_positions": max_length,
-                "pad_token_id": tokenizer.pad_token_id,
-                "eos_token_id": tokenizer.eos_token_id,
-                "decoder_start_token_id": tokenizer.bos_token_id,
-            }
-        )
+    model = TransformerForTranslation(TransformerConfig.from_dict({**sizes, **tokens}))
+    print(
+        f"training data: {pairs}; {longer} longer than {max_length} tokens; vocabulary {len(tokenizer)}\n"
+        f"Transformer with {sum(p.size for p in model.get_parameters()):,} parameters",
+        file=sys.stderr,
     )
-    print(f"Transformer with {sum(p.size for p in model.get_parameters()):,} parameters", file=sys.stderr)
-
-    def write_model(folder: Path) -> None:
-        model.write_files(folder, tokenizer)
-
     trainer = Trainer(
         model,
         training,
@@ -112,19 +115,33 @@ def train_translator(
         eval_examples,
         tokenizer.pad_token_id,
         translation(tokenizer.bos_token_id, label_smoothing),
-        write_model,
+        write_model=lambda folder: model.write_files(folder, tokenizer),
         workers=workers,
+        settings={"label_smoothing": label_smoothing},
     )
-    trainer.train(resume, overwrite)
-    if trainer.rank > 0:
-        return
-    last = checkpoint.find(Path(output))[-(average_last - 1) :] if average_last > 1 else []
-    if last:
-        model.load(checkpoint.average([*last, Path(output)]), output)
-        with atomic_files(output) as tmp:
-            write_model(tmp)
-        print(f"averaged the weights of {len(last)} checkpoints and the end", file=sys.stderr)
-    print(f"saved {output}; try it: msllm translate --model {output}", file=sys.stderr)
+    state = trainer.train(resume, overwrite)
+    if trainer.rank == 0:
+        if average_last > 1:
+            _average(trainer, state, average_last)
+        print(f"saved {output}; try it: msllm translate --model {output}", file=sys.stderr)
+
+
+def _average(trainer, state, count: int) -> None:
+    """Replaces the result of a run by the mean of its last checkpoints and its end."""
+    from msllm.training import checkpoint
+
+    # The best checkpoint is kept for its own sake, wherever it stands; one of the last step is the end itself.
+    kept = [p for p in checkpoint.find(trainer.output) if p.name != f"checkpoint-{state.step}"]
+    last = kept[-(count - 1) :]
+    if len(last) < count - 1:
+        raise UserError(
+            f"average_last is {count} and the run kept {len(last)} checkpoints before its end; lower average_last, or "
+            f"save_steps; the model of the last step is in {trainer.output}"
+        )
+    trainer.model.load(checkpoint.average([*last, trainer.output]), trainer.output)
+    with atomic_files(trainer.output) as tmp:
+        trainer.write_model(tmp)
+    print(f"the result is the mean of steps {', '.join(p.name[11:] for p in last)} and {state.step}", file=sys.stderr)
 
 
 def translate(
@@ -146,7 +163,7 @@ def translate(
     if text is not None and file is not None:
         raise UserError("both --text and --file were given; give one of them")
     from msllm.commands.loading import open_checkpoint
-    from msllm.data.parallel_text import read_lines
+    from msllm.data.parallel_text import read_lines, split_lines
     from msllm.generation.translate import translate as translate_sentences
 
     lines = [text] if text is not None else None if file is None else read_lines(file)
@@ -157,7 +174,7 @@ def translate(
             f"train-translator run"
         )
     if lines is None and not sys.stdin.isatty():
-        lines = sys.stdin.read().splitlines()
+        lines = split_lines(decode_text(sys.stdin.buffer.read(), "standard input"))
     if lines is not None:
         for translation in translate_sentences(network, tokenizer, lines, generation, batch_size):
             print(translation)

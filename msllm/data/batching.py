@@ -164,9 +164,7 @@ def batch_indices(
     return batches
 
 
-def _batches_by_tokens(
-    lengths: np.ndarray, max_tokens: int, seed: int, epoch: int, shuffle: bool
-) -> list[np.ndarray]:
+def _batches_by_tokens(lengths: np.ndarray, max_tokens: int, seed: int, epoch: int, shuffle: bool) -> list[np.ndarray]:
     """See batch_indices. Sorted by length alone, the cuts are those of every epoch; who stands where is drawn."""
     longest = lengths.max(initial=0)
     if longest > max_tokens:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +89,15 @@ def read_lines(path: str | Path) -> list[str]:
     if path.suffix == ".gz":
         try:
             text = decode_text(gzip.decompress(path.read_bytes()), path)
-        except (OSError, EOFError) as e:
+        except (OSError, EOFError, zlib.error) as e:
             raise UserError(f"cannot read {path}: {e}; check the path, or unpack it again") from None
     else:
         text = read_text(path)
-    # Not splitlines(): it also breaks at U+2028 and the like, which would shift one side against the other.
+    return split_lines(text)
+
+
+def split_lines(text: str) -> list[str]:
+    """Returns the lines of a text; unlike splitlines(), U+2028 and the like, which sentences may hold, end none."""
     lines = text.replace("\r\n", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
@@ -116,14 +121,17 @@ def _one_file(path: Path) -> Iterator[tuple[str, str, str]]:
             except json.JSONDecodeError as e:
                 raise UserError(f"{where} is not JSON: {e.msg} at column {e.colno}; mend that line") from None
         else:
-            one, tab, other = line.partition("\t")
-            if not tab:
-                raise UserError(f"{where} has no tab; expected source, tab, target")
-            yield where, one, other
+            columns = line.split("\t")
+            if len(columns) != 2:
+                raise UserError(
+                    f"{where} has {len(columns)} columns, expected two: source, tab, target; keep those two"
+                )
+            yield where, *columns
 
 
 def _two_texts(row: Mapping, where: str) -> tuple[str, str]:
-    row = row.get("translation", row) if isinstance(row, Mapping) else {}
+    row = row if isinstance(row, Mapping) else {}
+    row = row["translation"] if isinstance(row.get("translation"), Mapping) else row
     pair = [row["source"], row["target"]] if {"source", "target"} <= row.keys() else list(row.values())
     if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
         raise UserError(f"{where} has the keys {', '.join(row) or 'none'}; expected two texts, source and target")

@@ -81,7 +81,7 @@ def beam_search(decoder, config: GenerationConfig, ends: Sequence[int]) -> list[
                 mine = np.stack([process(p, [*context, *t]) for p, t in zip(mine, row.tokens, strict=True)])
             origins = range(beams)
             if row.open:
-                origins = row.advance(mine, keep, set(ends), step + 1 == decoder.steps, config.length_penalty)
+                origins = row.advance(mine, keep, set(ends), step + 1 == decoder.limits[i], config.length_penalty)
                 row.close_if_settled(step + 1, config)
             order += [i * beams + origin for origin in origins]
             tokens += [ids[-1] for ids in row.tokens]

@@ -64,11 +64,6 @@ class GenerationConfig:
             )
 
 
-    def with_limit(self, max_new_tokens: int) -> "GenerationConfig":
-        """Returns the same options with another ``max_new_tokens``."""
-        return dataclasses.replace(self, max_new_tokens=max_new_tokens)
-
-
 def end_tokens(model, tokenizer=None) -> list[int]:
     """Returns the ids that end an answer: those of the tokenizer and of the model's config.json."""
     value = model.config.eos_token_id

@@ -12,6 +12,8 @@ from msllm.generation.beam import beam_search
 from msllm.generation.config import GenerationConfig, end_tokens
 from msllm.generation.sampling import draw, processors
 
+LONGER_THAN_SOURCE = 50
+
 
 @dataclasses.dataclass
 class Generated:
@@ -26,7 +28,7 @@ class Decoder:
 
     Attributes:
         contexts: the ids before each answer, which a repetition penalty counts.
-        steps: the most tokens that can follow.
+        limits: the most tokens that can follow, for each prompt; steps: the largest of them.
         logits: (B, V) of the next token.
 
     Args:
@@ -44,6 +46,7 @@ class Decoder:
         self.model, self.contexts, longest = model, prompts, max(len(p) for p in prompts)
         room = max_new_tokens if model.max_length is None else model.max_length - longest
         self.steps = min(max_new_tokens, room)
+        self.limits = [self.steps] * len(prompts)
         rows = [p for p in prompts for _ in range(copies)]
         ids, self.mask = np.zeros((2, len(rows), longest), np.int32)
         for ids_row, mask_row, prompt in zip(ids, self.mask, rows):
@@ -64,12 +67,17 @@ class Decoder:
 
 
 class TranslationDecoder:
-    """The same for an encoder-decoder model: the prompts are source sentences, the answers start from nothing."""
+    """The same for an encoder-decoder model: the prompts are source sentences, the answers start from nothing.
+
+    No answer gets longer than 50 tokens more than its source (Vaswani et al. 2017, section 6.1): one that does turns in
+    circles.
+    """
 
     def __init__(self, model, prompts: Sequence[Sequence[int]], max_new_tokens: int, copies: int = 1):
         check_prompts(model, prompts)
         self.model, self.contexts = model, [[] for _ in prompts]
-        self.steps = min(max_new_tokens, model.max_length - 1)
+        self.limits = [min(max_new_tokens, model.max_length, len(p) + LONGER_THAN_SOURCE) for p in prompts]
+        self.steps = max(self.limits)
         rows = [{"input_ids": p} for p in prompts for _ in range(copies)]
         batch = {key: Tensor(value) for key, value in collate(rows).items()}
         self.cache = model.make_cache(batch["input_ids"], batch["attention_mask"], self.steps)
@@ -130,6 +138,7 @@ def generate_ids(
             stopped = on_token is not None and on_token(row, tokens[row])
             if tokens[row] in ends or stopped:
                 results[row].finish_reason = "eos" if tokens[row] in ends else "stop"
+            if tokens[row] in ends or stopped or len(results[row].ids) == decoder.limits[row]:
                 running.discard(row)
         if not running or step + 1 == decoder.steps:
             break

@@ -11,22 +11,21 @@ from msllm.generation.generate import generate_ids
 from msllm.layers import record_attention
 
 
-def translate(
-    model, tokenizer, sentences: Sequence[str], config: GenerationConfig, batch_size: int = 32
-) -> list[str]:
+def translate(model, tokenizer, sentences: Sequence[str], config: GenerationConfig, batch_size: int = 32) -> list[str]:
     """Translates sentences, those of like length together.
 
     Args:
         model: a TransformerForTranslation in inference mode.
         tokenizer: the model's.
         sentences: none longer than the model's positions; empty ones come out empty.
-        config: num_beams, length_penalty and the rest. No translation gets longer than 50 tokens more than its
-            source (Vaswani et al. 2017, section 6.1).
-        batch_size: sentences at a time.
+        config: num_beams, length_penalty and the rest.
+        batch_size: sentences at a time; a translation does not depend on it.
 
     Raises:
-        UserError: a sentence that is too long, named by its number and beginning.
+        UserError: a sentence that is too long, named by its number and beginning; a batch size below 1.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}, expected 1 or more; change it")
     eos = [tokenizer.eos_token_id]
     sources = [tokenizer.encode(s, add_special_tokens=False) + eos for s in sentences]
     for n, (sentence, ids) in enumerate(zip(sentences, sources, strict=True), 1):
@@ -39,8 +38,7 @@ def translate(
     order = [int(i) for i in np.argsort([-len(s) for s in sources], kind="stable") if sentences[i].strip()]
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        limit = min(config.max_new_tokens, len(sources[rows[0]]) + 50)
-        found = generate_ids(model, [sources[i] for i in rows], config.with_limit(limit), tokenizer)
+        found = generate_ids(model, [sources[i] for i in rows], config, tokenizer)
         for i, result in zip(rows, found, strict=True):
             results[i] = tokenizer.decode(result.ids).strip()
     return results

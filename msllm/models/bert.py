@@ -63,6 +63,7 @@ class BertConfig(ModelConfig):
         )
         self._divides("num_attention_heads", "hidden_size")
         self._one_of("hidden_act", *GELU_KINDS)
+        self._shares("hidden_dropout_prob", "attention_probs_dropout_prob")
         self._one_of("tie_word_embeddings", True)
 
     @property

@@ -56,6 +56,12 @@ class ModelConfig:
         if w % p:
             raise UserError(f"config.json: {whole} = {w} is not a multiple of {part} = {p}; correct one of them")
 
+    def _shares(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < 1:
+                raise UserError(f"config.json: {name} is {value!r}, expected at least 0 and below 1; correct it")
+
     def _one_of(self, name: str, *allowed: str) -> None:
         value = getattr(self, name)
         if value not in allowed:

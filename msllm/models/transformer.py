@@ -58,6 +58,7 @@ class TransformerConfig(ModelConfig):
         self._positive("d_model", "encoder_layers", "decoder_layers", "attention_heads", "ffn_dim", "max_positions")
         self._divides("attention_heads", "d_model")
         self._one_of("activation", "relu", "gelu")
+        self._shares("dropout", "attention_dropout", "activation_dropout")
         if self.final_norm is None:
             self.final_norm = self.pre_norm
 

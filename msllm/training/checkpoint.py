@@ -60,6 +60,32 @@ def find(output: Path) -> list[Path]:
     return [p for _, p in sorted(found)]
 
 
+def source(output: str | Path, resume: str | None, overwrite: bool) -> Path | None:
+    """Returns the checkpoint that a run goes on from, None where it starts anew; changes nothing.
+
+    Args:
+        output, resume, overwrite: see Trainer.train. Commands call this before they read data.
+
+    Raises:
+        UserError: ``output`` is in use, or ``resume`` names no checkpoint.
+    """
+    folder, found = Path(output), find(Path(output))
+    if resume not in (None, "auto"):
+        load(Path(resume))
+        return Path(resume)
+    if resume == "auto" and found:
+        return found[-1]
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, expected a folder for the result; choose another output")
+    used = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if used and not overwrite and not (resume == "auto" and "config.json" not in used):
+        raise UserError(
+            f"{folder} is not empty (it holds {', '.join(used[:4])}); choose another output, "
+            f"or add --overwrite, or --resume auto to go on from a checkpoint"
+        )
+    return None
+
+
 def prune(output: Path, keep: int, best_step: int | None) -> None:
     """Removes all but the newest ``keep`` checkpoints and the best one."""
     for path in find(output)[:-keep]:

@@ -94,7 +94,10 @@ class Trainer:
             UserError: ``output`` holds another run; the loss is no number; the run was interrupted (a checkpoint
                 was saved); a checkpoint of other data or options.
         """
-        source = self._prepare_output(resume, overwrite) if self.rank == 0 else self._checkpoint_of(resume)
+        if self.rank == 0:
+            source = self._prepare_output(resume, overwrite)
+        else:  # the first worker refuses and empties the folder
+            source = checkpoint.source(self.output, resume, True)
         kernels.set_seed(self.args.seed + self.rank)  # workers drop out differently
         ms.set_seed(self.args.seed)
         if source is not None:
@@ -249,20 +252,12 @@ class Trainer:
             self.workers.barrier()  # the first one to leave ends them all, and others read what was saved
 
     def _prepare_output(self, resume: str | None, overwrite: bool) -> Path | None:
-        """Returns the checkpoint to go on from; refuses a folder that is in use."""
-        source = self._checkpoint_of(resume)
+        """Returns the checkpoint to go on from; refuses a folder that is in use, empties it to start anew."""
+        source = checkpoint.source(self.output, resume, overwrite)
         if source is not None:
             return source
         if resume == "auto":
             print(f"{self.output} holds no checkpoint: starting from the first step", file=sys.stderr)
-        if self.output.exists() and not self.output.is_dir():
-            raise UserError(f"{self.output} is a file, expected a folder for the result; choose another output")
-        used = sorted(p.name for p in self.output.iterdir()) if self.output.is_dir() else []
-        if used and not overwrite and not (resume == "auto" and "config.json" not in used):
-            raise UserError(
-                f"{self.output} is not empty (it holds {', '.join(used[:4])}); choose another output, "
-                f"or add --overwrite, or --resume auto to go on from a checkpoint"
-            )
         for path in checkpoint.find(self.output):
             shutil.rmtree(path)
         for name in _RESULTS:
@@ -270,11 +265,6 @@ class Trainer:
         with atomic_files(self.output):
             pass  # a folder that cannot be written shows now
         return None
-
-    def _checkpoint_of(self, resume: str | None) -> Path | None:
-        if resume == "auto":
-            return next(reversed(checkpoint.find(self.output)), None)
-        return None if resume is None else Path(resume)
 
     def _restore(self, path: Path) -> None:
         state, optimizer = checkpoint.load(path)

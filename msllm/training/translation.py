@@ -8,6 +8,7 @@ from mindspore import Tensor, ops
 
 from msllm import kernels
 from msllm.data.parallel_text import collate_pairs, pair_length
+from msllm.errors import UserError
 from msllm.training.losses import IGNORE_INDEX
 from msllm.training.objective import Objective
 
@@ -19,7 +20,12 @@ def translation(start_id: int, smoothing: float = 0.1) -> Objective:
         start_id: what stands before the first target token.
         smoothing: label smoothing while training (Vaswani et al. 2017, section 5.4); evaluation has none, so that
             exp(loss) is the perplexity.
+
+    Raises:
+        UserError: ``smoothing`` outside [0, 1).
     """
+    if not 0 <= smoothing < 1:
+        raise UserError(f"label_smoothing is {smoothing}, expected at least 0 and below 1, such as 0.1; change it")
 
     def loss(model, tensors):
         logits = model(tensors["input_ids"], tensors.get("attention_mask"), tensors["decoder_input_ids"])

@@ -48,7 +48,9 @@ def test_empty_sides_are_dropped_and_counted(tmp_path):
     [
         ({"a": "1\n2\n3\n", "b": "1\n2\n"}, ["a has 3 lines", "b 2"]),
         ({"a": "\n", "b": "1\n"}, ["no pair with text"]),
-        ({"a.tsv": "one two\n"}, ["a.tsv, line 1", "no tab"]),
+        ({"a.tsv": "one two\n"}, ["a.tsv, line 1", "1 columns"]),
+        ({"a.tsv": "one\ttwo\nCC\tBY\t2\n"}, ["a.tsv, line 2", "3 columns"]),
+        ({"a.jsonl": '{"source": "x", "translation": "y"}\n'}, ["line 1", "source, translation", "two texts"]),
         ({"a.jsonl": '{"x": "1", "y": "2", "z": "3"}\n'}, ["line 1", "x, y, z", "two texts"]),
         ({"a.jsonl": "{\n"}, ["line 1", "not JSON"]),
         ({"a.txt": "x\n"}, ["a.txt alone is no parallel corpus"]),
@@ -61,9 +63,10 @@ def test_mistakes_are_named(tmp_path, files, words):
     assert all(word in str(e.value) for word in words) and "\n" not in str(e.value)
 
 
-def test_damaged_gz_is_named(tmp_path):
-    (tmp_path / "a.gz").write_bytes(gzip.compress(b"one\n" * 100)[:-9])
-    with pytest.raises(UserError, match=r"cannot read .*a\.gz"):
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:20] + b"\xff\xff\xff" + b[23:]])
+def test_damaged_gz_is_named(tmp_path, damage):
+    (tmp_path / "a.gz").write_bytes(damage(gzip.compress(bytes(range(256)) * 20)))
+    with pytest.raises(UserError, match=r"a\.gz"):
         read_lines(tmp_path / "a.gz")
 
 

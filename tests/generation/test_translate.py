@@ -107,7 +107,7 @@ def test_command(folder, tmp_path, capsys, monkeypatch):
     assert main(["translate", "--model", str(folder), "--file", str(tmp_path / "in.txt"), "--max_new_tokens", "5"]) == 0
     from_file = capsys.readouterr().out
     assert len(from_file.splitlines()) == 2
-    monkeypatch.setattr(sys, "stdin", io.StringIO("haus\nzwei\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"haus\nzwei\n")))
     assert main(["translate", "--model", str(folder), "--max_new_tokens", "5"]) == 0
     assert capsys.readouterr().out == from_file
 

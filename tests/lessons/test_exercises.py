@@ -8,9 +8,9 @@ from msllm.cli import main
 from msllm.errors import UserError
 from msllm.lessons import all_chapters, chapters, find_chapter
 from msllm.lessons.checking import NOT_DONE, RIGHT, WRONG, check_exercise
-from tests.lessons import solutions_ch02, solutions_ch03
+from tests.lessons import solutions_ch01, solutions_ch02, solutions_ch03
 
-SOLUTIONS = {"2": solutions_ch02, "3": solutions_ch03}
+SOLUTIONS = {"1": solutions_ch01, "2": solutions_ch02, "3": solutions_ch03}
 EXERCISES = [(number, name) for number, solutions in SOLUTIONS.items() for name in solutions.RIGHT]
 MISTAKES = [(number, *mistake) for number, solutions in SOLUTIONS.items() for mistake in solutions.WRONG]
 

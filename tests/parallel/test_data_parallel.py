@@ -66,5 +66,5 @@ def test_two_workers_write_the_losses_of_one_and_resume(examples, tmp_path):
 def test_a_worker_that_fails_is_named(examples, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "something").write_text("x")
-    with pytest.raises(UserError, match="one of 2 workers failed: worker_0: .*is not empty"):
+    with pytest.raises(UserError, match=r"one of 2 workers failed: worker_0: .*is not empty"):
         run_on_workers(2, command(examples, tmp_path / "used"), tmp_path / "logs", timeout=150)
