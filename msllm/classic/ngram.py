@@ -107,7 +107,7 @@ class NGram:
         return np.log(np.concatenate([*head, rest]))
 
     def seen(self, ids: Sequence[int], start: int) -> float:
-        """Returns the share of n-grams, of those that end at ids[start] or later, that the training text holds."""
+        """Returns the share of the n-grams ending at ids[start] or later that also stand in the training text."""
         codes = self._codes(np.asarray(ids, np.int64)[max(start - self.order + 1, 0) :], self.order)
         return float(np.mean(_look_up(self.levels[-1].grams, codes)[1]))
 

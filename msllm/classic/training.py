@@ -1,7 +1,6 @@
 """Training a network on windows of a text with the one Trainer, and measuring it on the held-out part."""
 
 import dataclasses
-import json
 import math
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from msllm.classic.characters import random_windows, sliding_windows
 from msllm.classic.scoring import character_losses
+from msllm.files import read_json_lines
 from msllm.training import Trainer, TrainingArguments
 
 
@@ -62,7 +62,7 @@ class WindowTask:
         wall, cpu = time.perf_counter(), time.process_time()
         Trainer(model, args, windows, folder, tenth).train(overwrite=True)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        entries = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        entries = read_json_lines(Path(folder) / "log.jsonl")
         found = [(e["step"], e["eval_loss"]) for e in entries if "eval_loss" in e]
         each = self.batch * self.block
         curve = [(step * each, loss / math.log(2)) for step, loss in found]

@@ -75,7 +75,8 @@ class SkipGram(nn.Cell):
         self.vocabulary = [word for word, _ in counts]
         self.index = {word: i for i, word in enumerate(self.vocabulary)}
         self.ids = np.array([self.index[word] for word in corpus if word in self.index])
-        self.window, self.negatives, self.rng = window, negatives, np.random.default_rng(seed)
+        self.window, self.negatives, self.subsample = window, negatives, subsample
+        self.rng = np.random.default_rng(seed)
         frequency = np.array([count for _, count in counts]) / len(self.ids)
         self.keep = np.minimum(1.0, np.sqrt(subsample / frequency))
         self.noise = np.cumsum(frequency**_NOISE_POWER)
@@ -86,8 +87,17 @@ class SkipGram(nn.Cell):
         self._value_and_grad = ms.value_and_grad(negative_sampling_loss, (0, 1))
 
     def pairs(self) -> np.ndarray:
-        """Returns (center, neighbour) ids of the whole text in random order, int32 (N, 2): those of one epoch."""
+        """Returns (center, neighbour) ids of the whole text in random order, int32 (N, 2): those of one epoch.
+
+        Raises:
+            UserError: subsampling leaves fewer than two words.
+        """
         ids = self.ids[self.rng.random(len(self.ids)) < self.keep[self.ids]]
+        if len(ids) < 2:
+            raise UserError(
+                f"subsampling with {self.subsample} leaves {len(ids)} of the text's {len(self.ids)} words, and a pair "
+                f"takes 2; raise subsample (1 leaves all) or give more text"
+            )
         reach = self.rng.integers(1, self.window + 1, len(ids))
         found = []
         for distance in range(1, min(self.window, len(ids) - 1) + 1):

@@ -31,12 +31,17 @@ def open_checkpoint(folder: str):
     else:
         model = from_pretrained(path)
         tokenizer = load_tokenizer(path)
+    check_vocabulary(tokenizer, model, folder)
+    return model, tokenizer
+
+
+def check_vocabulary(tokenizer, model, folder: str) -> None:
+    """Raises UserError where the tokenizer has ids that the model does not know; ``folder`` is named in it."""
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size} "
             f"(vocab_size in config.json); use the tokenizer that belongs to the model"
         )
-    return model, tokenizer
 
 
 def require_causal(model, folder: str) -> None:

@@ -15,7 +15,7 @@ def predict(
     context: str | None = None,
     file: str | None = None,
     top_k: int = 5,
-    doc_stride: int = 128,
+    doc_stride: int | None = None,
     max_answer_length: int = 30,
     batch_size: int = 32,
     json_output: bool = False,
@@ -31,7 +31,8 @@ def predict(
         file: a text file, one input a line; a tab stands between the two texts of a pair, or question and context.
             Without it and without a text, standard input is read in the same way.
         top_k: words for each [MASK].
-        doc_stride: tokens between the beginnings of two windows of a long context.
+        doc_stride: tokens between the beginnings of two windows of a long context, by default 128, or half of a
+            window where that is less.
         max_answer_length: most tokens of an answer.
         batch_size: inputs a forward pass.
         json_output: print a JSON object for each input.
@@ -104,11 +105,16 @@ def _questions(rows):
 
 
 def _predictions(job, network, tokenizer, records, batch_size: int) -> list[dict]:
+    from msllm.data.questions import MAX_QUERY_LENGTH
     from msllm.evaluation.tasks import evaluate
 
     examples, report = job.encode(records, tokenizer)
     if getattr(report, "truncated", 0):
         print(f"{report.truncated} inputs are longer than {job.max_length} tokens and were cut", file=sys.stderr)
+    if getattr(report, "cut_questions", 0):
+        print(
+            f"{report.cut_questions} questions are longer than {MAX_QUERY_LENGTH} tokens and were cut", file=sys.stderr
+        )
     return evaluate(job, network, records, examples, tokenizer.pad_token_id, batch_size)[0]
 
 
@@ -170,7 +176,8 @@ def _answer(network, tokenizer, questions, limit: int, batch_size: int, options:
 
 
 def _fill_masks(network, tokenizer, texts, limit: int, batch_size: int, options: dict):
-    from msllm.evaluation.predictions import predict_batches, softmax
+    from msllm.evaluation.predictions import predict_batches
+    from msllm.generation.sampling import softmax
     from msllm.training.task_objectives import TOKEN_CLASSIFICATION
 
     examples = []

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from msllm.commands.loading import check_vocabulary
 from msllm.errors import UserError
 from msllm.training.arguments import TrainingArguments
 
@@ -215,11 +216,7 @@ def check_tokenizer(tokenizer, network, model: str) -> None:
             f"{model}: the vocabulary lacks {', '.join(missing) or 'the rule that puts [CLS] before a text'}, which a "
             f"BERT needs; use the tokenizer that belongs to the model"
         )
-    if tokenizer.vocab_size > network.config.vocab_size:
-        raise UserError(
-            f"{model}: the tokenizer has {tokenizer.vocab_size} ids, the model {network.config.vocab_size} "
-            f"(vocab_size in config.json); use the tokenizer that belongs to the model"
-        )
+    check_vocabulary(tokenizer, network, model)
 
 
 def _bert(model: str, architecture: str) -> tuple[type, int]:

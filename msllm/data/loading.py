@@ -106,7 +106,7 @@ def _read_file(path: Path, split_text: bool) -> list[Record]:
         documents = [part.strip("\r\n") if split_text else part for part in parts if part.strip()]
         return [Record(text=part, source=f"{path}, document {n}") for n, part in enumerate(documents, 1)]
     if path.suffix == ".jsonl" or _is_lines(text):
-        numbered: Iterable[tuple[str, Any]] = _json_lines(path, text)
+        numbered: Iterable[tuple[str, Any]] = ((f"line {n}", row) for n, row in json_lines(path, text))
     else:
         values = read_json(path)
         if not isinstance(values, list):
@@ -129,14 +129,19 @@ def _is_lines(text: str) -> bool:
     return True
 
 
-def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+def json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (line number, object) of the text of a JSON Lines file; UserError where a line is no object."""
     # Not splitlines(): it also breaks at U+2028 and the like, which JSON strings may hold.
     for n, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"line {n}", json.loads(line)
-            except json.JSONDecodeError as e:
-                raise UserError(f"{path}, line {n} is not JSON: {e.msg} at column {e.colno}; mend that line") from None
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise UserError(f"{path}, line {n} is not JSON: {e.msg} at column {e.colno}; mend that line") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {n} is {type(row).__name__}, expected an object; mend that line")
+        yield n, row
 
 
 def read_hub_rows(name: str, split: str) -> Iterator[tuple[int, Mapping[str, Any]]]:

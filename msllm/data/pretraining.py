@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from msllm.data.documents import WHOLE_WORDS, encode_documents, segment_pairs
+from msllm.data.documents import WHOLE_WORDS, Corpus, encode_documents, segment_pairs
 from msllm.data.encoding import IGNORED
 from msllm.errors import UserError, nearest
 from msllm.files import read_text
@@ -145,6 +145,8 @@ class Masking:
         special: bool (V,), the tokens that are neither masked nor drawn.
         share: of the tokens that are no special ones, this share is predicted, at least one.
         max_predictions: the most tokens of an example that are predicted; None: no more than the share.
+
+    Where only whole words may be predicted and none is short enough for these numbers, one longer word is.
     """
 
     mask_token_id: int
@@ -181,7 +183,8 @@ def mask_tokens(
         masking: how many, and which may be.
         rng: draws.
         starts: bool (T,), where words start; a word's tokens are chosen together or not at all. None: a token is a
-            word. A word that would exceed the number to choose is passed over.
+            word. A word that would exceed the number to choose is passed over, save the first drawn where no word
+            fits: every example with an ordinary token has something to predict.
 
     Returns:
         input_ids with the masks, and labels: the tokens that were chosen, -100 elsewhere; int32 (T,).
@@ -208,11 +211,14 @@ def _choose_words(places: np.ndarray, words: np.ndarray, budget: int, rng: np.ra
     firsts = np.flatnonzero(np.diff(words, prepend=-1))
     bounds = [*firsts.tolist(), len(places)]
     chosen: list[int] = []
-    for word in rng.random(len(firsts)).argsort(kind="stable").tolist():
+    drawn = rng.random(len(firsts)).argsort(kind="stable").tolist()
+    for word in drawn:
         if len(chosen) + bounds[word + 1] - bounds[word] <= budget:
             chosen += range(bounds[word], bounds[word + 1])
             if len(chosen) == budget:
                 break
+    if drawn and not chosen:
+        chosen += range(bounds[drawn[0]], bounds[drawn[0] + 1])
     return places[np.array(chosen, np.int64)]
 
 
@@ -262,33 +268,30 @@ def build_pretraining(
             f"next sentences are drawn from other documents, which takes 2 with text, and there is {len(corpus)}; "
             f"put a blank line between documents"
         )
-    cls, sep = (np.array([i], np.int32) for i in (tokenizer.cls_token_id, tokenizer.sep_token_id))
-    border = np.ones(1, bool)
     examples = Collector()
     for repetition in range(duplicate_factor):
         rng = np.random.Generator(np.random.PCG64((seed, repetition)))
         for first, second, label in segment_pairs(corpus, max_length - 3, short_share, rng):
-            ids = np.concatenate([cls, corpus.ids[first], sep, corpus.ids[second], sep])
-            first_length, starts = first.stop - first.start + 2, None
-            if corpus.starts is not None:
-                starts = np.concatenate([border, corpus.starts[first], border, corpus.starts[second], border])
-                starts[[1, first_length]] = True  # a segment may begin inside a word
-            ids, labels = mask_tokens(ids, masking, rng, starts)
-            places = np.flatnonzero(labels != IGNORED)
-            examples.add(ids, places, labels[places], first_length, label)
-    settings = {
-        "max_length": max_length,
-        "mask_share": mask_share,
-        "max_predictions": max_predictions,
-        "whole_words": whole_words,
-        "short_share": short_share,
-        "duplicate_factor": duplicate_factor,
-        "seed": seed,
-        "tokenizer": tokenizer_name,
-        "vocab_size": len(tokenizer),
-        "vocabulary": vocabulary_checksum(tokenizer),
-    }
-    return examples.data(settings)
+            examples.add(*_masked_pair(corpus, first, second, tokenizer, masking, rng), label)
+    masks = {"mask_share": mask_share, "max_predictions": max_predictions, "whole_words": whole_words}
+    pairs = {"short_share": short_share, "duplicate_factor": duplicate_factor, "seed": seed}
+    words = {"tokenizer": tokenizer_name, "vocab_size": len(tokenizer), "vocabulary": vocabulary_checksum(tokenizer)}
+    return examples.data({"max_length": max_length, **masks, **pairs, **words})
+
+
+def _masked_pair(
+    corpus: Corpus, first: slice, second: slice, tokenizer: Tokenizer, masking: Masking, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Returns ids, places, targets and first_length of an example, as Collector.add takes them."""
+    cls, sep, border = [tokenizer.cls_token_id], [tokenizer.sep_token_id], [True]
+    ids = np.concatenate([cls, corpus.ids[first], sep, corpus.ids[second], sep])
+    first_length, starts = first.stop - first.start + 2, None
+    if corpus.starts is not None:
+        starts = np.concatenate([border, corpus.starts[first], border, corpus.starts[second], border])
+        starts[[1, first_length]] = True  # a segment may begin inside a word
+    ids, labels = mask_tokens(ids, masking, rng, starts)
+    places = np.flatnonzero(labels != IGNORED)
+    return ids, places, labels[places], first_length
 
 
 def vocabulary_checksum(tokenizer: Tokenizer) -> str:

@@ -17,6 +17,8 @@ from msllm.errors import UserError
 from msllm.files import read_json
 from msllm.tokenization import Tokenizer
 
+DOC_STRIDE, MAX_QUERY_LENGTH = 128, 64  # those of Devlin et al. 2019's SQuAD runs
+
 
 @dataclass(frozen=True)
 class Question:
@@ -126,15 +128,16 @@ def encode_questions(
     questions: Sequence[Question],
     tokenizer: Tokenizer,
     max_length: int,
-    doc_stride: int = 128,
-    max_query_length: int = 64,
+    doc_stride: int | None = DOC_STRIDE,
+    max_query_length: int = MAX_QUERY_LENGTH,
     training: bool = False,
 ) -> tuple[list[dict], QuestionReport]:
     """Encodes each question with each window of its context.
 
     Args:
         max_length: most ids of an example.
-        doc_stride: tokens of the context between the beginnings of two windows.
+        doc_stride: tokens of the context between the beginnings of two windows; None: 128, or half of what there is
+            room for in a window beside the question, where that is less.
         max_query_length: tokens of a question that are kept.
         training: leave out questions without an answer in their context.
 
@@ -180,7 +183,14 @@ def _windows(question: Question, place, tokenizer, max_length, doc_stride, max_q
     end, types = begin + len(ids), whole.type_ids
     before, after = (whole.ids[:begin], types[:begin]), (whole.ids[end:], types[end:])
     room = max_length - (len(whole) - len(ids))
-    if room < 1 or (room < doc_stride and len(ids) > room):
+    if room < 1:
+        raise UserError(
+            f"question {question.id} and special tokens fill max_length {max_length} and leave no room for the "
+            f"context; shorten the question, or tune a model with a larger max_length"
+        )
+    if doc_stride is None:
+        doc_stride = min(DOC_STRIDE, (room + 1) // 2)
+    if room < doc_stride and len(ids) > room:
         raise UserError(
             f"max_length {max_length} leaves {room} tokens of the context of question {question.id} a window, and "
             f"windows begin every {doc_stride}; raise max_length or lower doc_stride"

@@ -18,13 +18,13 @@ Sentences with a tag a token, to recognise entities (.jsonl; any other ending is
 import csv
 import io
 import itertools
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from msllm.data.encoding import IGNORED
+from msllm.data.loading import json_lines
 from msllm.errors import UserError, nearest
 from msllm.files import read_text
 from msllm.tokenization import Tokenizer
@@ -96,20 +96,6 @@ def read_texts(path: str | Path, limit: int | None = None) -> list[LabelledText]
     if not texts:
         raise UserError(f"{path} has a header and nothing below it; add records")
     return texts
-
-
-def json_lines(path: Path, text: str) -> Iterator[tuple[int, Mapping]]:
-    """Yields (line number, object) of a JSON Lines file; UserError where a line is no object."""
-    for n, line in enumerate(text.split("\n"), 1):  # splitlines() also breaks inside JSON strings
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise UserError(f"{path}, line {n} is not JSON: {e.msg} at column {e.colno}; mend that line") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {n} is {type(row).__name__}, expected an object; mend that line")
-        yield n, row
 
 
 def _content(path: Path) -> str:

@@ -25,7 +25,11 @@ _WORDS = re.compile(r"\w+(?:[.,]\w+)*|[^\w\s]")
 
 @dataclass(frozen=True)
 class Answer:
-    """A stretch of the context, ``start`` to ``end`` in characters; ``score`` is its probability among all."""
+    """A stretch of the context, ``start`` to ``end`` in characters.
+
+    Attributes:
+        score: its probability among all stretches; one that several windows hold counts once, as the best of them.
+    """
 
     text: str
     start: int
@@ -45,24 +49,31 @@ def best_answers(
         examples: of encode_questions, with ``outputs``, the (start, end) logits of each.
         max_answer_length: most tokens of an answer.
     """
-    spans: list[list[tuple[float, int, int]]] = [[] for _ in questions]
-    weights = [-np.inf] * len(questions)  # log of the sum of exp(start + end) over all spans
+    windows: list[list[tuple[np.ndarray, ...]]] = [[] for _ in questions]
     for example, (starts, ends) in zip(examples, outputs, strict=True):
-        offsets, first = example["offsets"], example["context"]
-        T = len(offsets)
-        scores_TT = starts[first : first + T, None].astype(np.float64) + ends[None, first : first + T]
-        span_TT = np.arange(T)[None] - np.arange(T)[:, None]  # tokens from the first to the last
-        scores_TT[(span_TT < 0) | (span_TT >= max_answer_length)] = -np.inf
-        i, j = divmod(int(scores_TT.argmax()), T)
-        index = example["question"]
-        top = scores_TT[i, j]
-        weights[index] = np.logaddexp(weights[index], top + np.log(np.exp(scores_TT - top).sum()))
-        spans[index].append((top, offsets[i][0], offsets[j][1]))
+        windows[example["question"]].append(_spans(example, starts, ends, max_answer_length))
     answers = []
-    for question, found, weight in zip(questions, spans, weights):
-        score, start, end = max(found, key=lambda span: span[0])
-        answers.append(Answer(question.context[start:end], start, end, float(np.exp(score - weight))))
+    for question, found in zip(questions, windows):
+        begins, ends, scores = map(np.concatenate, zip(*found))
+        order = np.lexsort((scores, ends, begins))
+        begins, ends, scores = begins[order], ends[order], scores[order]
+        last = np.append((np.diff(begins) != 0) | (np.diff(ends) != 0), True)  # the best of each stretch
+        begins, ends, scores = begins[last], ends[last], scores[last]
+        best = int(scores.argmax())
+        start, end = int(begins[best]), int(ends[best])
+        score = 1 / np.exp(scores - scores[best]).sum()
+        answers.append(Answer(question.context[start:end], start, end, float(score)))
     return answers
+
+
+def _spans(example: Mapping, starts: np.ndarray, ends: np.ndarray, max_answer_length: int) -> tuple[np.ndarray, ...]:
+    """Returns first character, end and start plus end logit of every span of a window."""
+    offsets, first = np.array(example["offsets"]), example["context"]
+    T = len(offsets)
+    i, length = (x.ravel() for x in np.indices((T, min(T, max_answer_length))))
+    j = i + length
+    i, j = i[j < T], j[j < T]
+    return offsets[i, 0], offsets[j, 1], starts[first + i].astype(np.float64) + ends[first + j]
 
 
 def is_chinese(questions: Sequence[Question]) -> bool:

@@ -36,9 +36,3 @@ def predict_batches(
             found[i] = tuple(output[row] for output in outputs)
     model.set_train(was_training)
     return found
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the probabilities of logits along the last axis, float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)

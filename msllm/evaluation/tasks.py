@@ -22,7 +22,8 @@ from msllm.errors import UserError
 from msllm.evaluation.answers import answer_metrics, best_answers, is_chinese
 from msllm.evaluation.classification import classification_figures
 from msllm.evaluation.entities import entity_metrics
-from msllm.evaluation.predictions import predict_batches, softmax
+from msllm.evaluation.predictions import predict_batches
+from msllm.generation.sampling import softmax
 from msllm.training.objective import Objective
 from msllm.training.task_objectives import QUESTION_ANSWERING, SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION
 
@@ -152,7 +153,7 @@ class QuestionAnswering:
 
     Attributes:
         max_length: most tokens of an example, question and window of the context together.
-        doc_stride: tokens between the beginnings of two windows.
+        doc_stride: tokens between the beginnings of two windows; None: as suits max_length, see encode_questions.
         max_answer_length: most tokens of an answer.
         language: "en" or "zh" says how answers are scored, "auto" goes by the questions; see msllm.evaluation.answers.
     """
@@ -162,15 +163,16 @@ class QuestionAnswering:
     figures: ClassVar[tuple[str, ...]] = ("exact_match", "f1")
 
     max_length: int
-    doc_stride: int = 128
+    doc_stride: int | None = 128
     max_answer_length: int = 30
     language: str = "auto"
     labels: None = None
 
     def __post_init__(self):
         for name in ("doc_stride", "max_answer_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected 1 or more; change it")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}, expected 1 or more; change it")
 
     def read(self, path: str, limit: int | None = None) -> list[Question]:
         """Reads a file; see msllm.data.questions.read_questions."""

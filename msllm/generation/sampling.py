@@ -60,9 +60,9 @@ def keep_min_p(logits: np.ndarray, p: float) -> np.ndarray:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (V,) of logits (V,), in float64."""
-    e = np.exp(logits.astype(np.float64) - logits.max())
-    return e / e.sum()
+    """Probabilities (..., V) of logits (..., V), in float64."""
+    e = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

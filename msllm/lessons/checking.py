@@ -10,6 +10,8 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from msllm.files import read_text
 from msllm.lessons.compare import agree, describe, difference
 
 RIGHT, WRONG, NOT_DONE = "right", "wrong", "not done"
+TIME_LIMIT = 20.0  # seconds of one call of the reader's code
 
 
 class Wrong(Exception):
@@ -148,19 +151,43 @@ def _quiet():
         yield
 
 
+class _TimeIsUp(BaseException):
+    """Not an Exception, which the reader's own ``except Exception`` would swallow."""
+
+
+@contextlib.contextmanager
+def _limited():
+    """Ends a call after TIME_LIMIT; only the main thread of a system with such a timer can be interrupted."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_):
+        raise _TimeIsUp(f"still running after {TIME_LIMIT:g} s; does a loop end?")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @contextlib.contextmanager
 def _located(path: Path):
-    """Turns an exception of the reader's code into Wrong with its line."""
+    """Turns an exception of the reader's code, and a call that does not end, into Wrong with its line."""
     try:
-        with _quiet():
+        with _quiet(), _limited():
             yield
-    except (Exception, SystemExit) as e:
+    except (Exception, SystemExit, _TimeIsUp) as e:
         line, place = None, e.__traceback__
         while place is not None:
             if place.tb_frame.f_code.co_filename == str(path):
                 line = place.tb_lineno
             place = place.tb_next
-        text = " ".join(f"{type(e).__name__}: {e}".split())[:300]
+        kind = "" if isinstance(e, _TimeIsUp) else f"{type(e).__name__}: "
+        text = " ".join(f"{kind}{e}".split())[:300]
         if line is None:  # the call itself failed
             raise Wrong(f"{text}; keep the arguments that the exercise gives") from e
         raise Wrong(f"{path.name}, line {line}: {text}") from e

@@ -136,6 +136,11 @@ def decode(ids: Iterable[int], bpe: BPE) -> str:
 def load(folder: str | Path) -> BPE:
     """Reads GPT-2's vocab.json and merges.txt; UserError when one is missing or not of that kind."""
     vocab, path = read_json(Path(folder) / "vocab.json"), Path(folder) / "merges.txt"
+    if not isinstance(vocab, dict):
+        raise UserError(
+            f"{Path(folder) / 'vocab.json'} holds a {type(vocab).__name__}, expected a JSON object of tokens and their "
+            f"ids; take it from the checkpoint"
+        )
     byte = {character: bytes([i]) for character, i in _byte_characters().items()}
     lines = [line for line in read_text(path).split("\n") if line and not line.startswith("#version")]
     try:

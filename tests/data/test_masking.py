@@ -45,6 +45,31 @@ def test_the_number_of_predictions():
     assert (mask_tokens(np.array([2, 3, 3]), Masking(4, special), rng)[1] == -100).all()
 
 
+def test_whole_words_that_exceed_the_number_are_passed_over_or_one_is_taken():
+    special = np.zeros(100, bool)
+    special[:5] = True
+    rng = np.random.default_rng(0)
+
+    def chosen(sizes, **options):
+        """The numbers of the words that were chosen; fails where a part of one was."""
+        starts = np.concatenate([[True], *([True] + [False] * (size - 1) for size in sizes), [True]])
+        ids = np.concatenate([[2], np.arange(5, 5 + sum(sizes)), [3]])
+        kept = mask_tokens(ids, Masking(4, special, **options), rng, starts)[1][1:-1] != -100
+        words = np.split(kept, np.cumsum(sizes)[:-1])
+        assert all(word.all() or not word.any() for word in words)
+        return tuple(i for i, word in enumerate(words) if word.any())
+
+    # 2 of 10 tokens: the word of 6 never fits.
+    assert {chosen([6, 2, 2]) for _ in range(100)} == {(1,), (2,)}
+    # 2 of 12 tokens or 1, and no word is that short: one of them, each as often.
+    for options in ({}, {"max_predictions": 1}):
+        found = [chosen([3, 4, 5], **options) for _ in range(600)]
+        assert {len(words) for words in found} == {1}
+        assert all(abs(sum(words == (i,) for words in found) - 200) < 60 for i in range(3))
+    assert chosen([5]) == (0,)
+    assert (mask_tokens(np.array([2, 3]), Masking(4, special), rng, np.ones(2, bool))[1] == -100).all()
+
+
 def test_a_batch_is_padded_and_says_what_stands_for_nothing():
     examples = [
         {

@@ -239,6 +239,19 @@ def test_windows_with_gaps_between_them_are_refused(file, tokenizer):
     questions = read_questions(squad(file, qa("London", 16)))
     with pytest.raises(UserError, match=r"max_length 10 leaves 3 tokens.*every 4"):
         encode_questions(questions, tokenizer, 10, doc_stride=4)
+    with pytest.raises(UserError, match=r"question q1 and special tokens fill max_length 7 and leave no room"):
+        encode_questions(questions, tokenizer, 7, doc_stride=None)
+
+
+@pytest.mark.parametrize("max_length, room, stride", [(8, 1, 1), (9, 2, 1), (10, 3, 2), (270, 263, 128)])
+def test_without_a_stride_windows_begin_half_of_their_room_apart_or_128(file, tokenizer, max_length, room, stride):
+    questions = read_questions(squad(file, qa("London", 16), context="Ada was born in London. " * 60))
+    windows, report = encode_questions(questions, tokenizer, max_length, doc_stride=None)
+    assert report.cut_questions == 0 and {len(w["input_ids"]) for w in windows[:-1]} == {max_length}
+    assert len(windows[0]["offsets"]) == room
+    shared = set(windows[0]["offsets"]) & set(windows[1]["offsets"])
+    assert len(shared) == room - stride
+    assert windows[-1]["offsets"][-1] == (60 * 24 - 2, 60 * 24 - 1)  # the last full stop
 
 
 def test_windows_equal_those_of_transformers(real, data_folder):

@@ -8,7 +8,8 @@ import pytest
 
 import msllm
 from msllm.cli import main
-from msllm.models.bert import BertForMaskedLM
+from msllm.models.bert import BertConfig, BertForMaskedLM, BertForQuestionAnswering
+from msllm.models.pretrained import read_config
 from tests.test_cli_errors import fails  # noqa: F401  (a fixture)
 
 
@@ -83,6 +84,27 @@ def test_answers_with_their_characters(tuned, run, tmp_path):
     rows = [json.loads(line) for line in run(model, "--file", tmp_path / "lines.txt", "--json_output")]
     assert [row["answer"] for row in rows] == ["Eve", "Rome"]
     assert rows[1]["context"][rows[1]["start"] : rows[1]["end"]] == "Rome" and "id" not in rows[0]
+
+
+def test_a_long_context_is_read_in_windows_that_fit_the_model(tuned, run):
+    model = tuned("question-answering")  # of 32 positions: windows cannot begin 128 tokens apart
+    (line,) = run(
+        model, "--question", "where ?", "--context", "was it a film and was it a play . " * 5 + "Eve lives in Oslo."
+    )
+    text, _, _, place = line.split()
+    assert (text, place) == ("Oslo", "183-187")
+
+
+def test_a_question_that_is_cut_is_counted(tiny_bert, tmp_path, capsys):
+    tokenizer = msllm.load_tokenizer(tiny_bert)
+    config = BertConfig.from_dict(read_config(tiny_bert) | {"max_position_embeddings": 96})
+    BertForQuestionAnswering(config).save_pretrained(tmp_path / "model", tokenizer)
+    for words, message in ((64, ""), (65, "1 questions are longer than 64 tokens and were cut\n")):
+        (tmp_path / "lines.txt").write_text("where ?\tEve lives in Oslo .\n" + "who " * words + "\tEve lives .\n")
+        capsys.readouterr()
+        assert main(["predict", "--model", str(tmp_path / "model"), "--file", str(tmp_path / "lines.txt")]) == 0
+        captured = capsys.readouterr()
+        assert len(captured.out.splitlines()) == 2 and captured.err == message
 
 
 def test_words_for_masks_equal_transformers(masked, run):

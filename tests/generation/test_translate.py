@@ -9,9 +9,11 @@ from mindspore import Tensor
 
 from msllm.cli import main
 from msllm.errors import UserError
+from msllm.files import read_json_lines
 from msllm.generation import GenerationConfig, generate_ids
 from msllm.generation.translate import translate
 from msllm.models.transformer import TransformerConfig, TransformerForTranslation
+from msllm.models.weights import read_weights
 from msllm.tokenization import train_tokenizer
 
 BOS, EOS = 2, 3
@@ -124,6 +126,48 @@ def test_train_translator_and_resume(tmp_path, capsys):
     output = ["--output", str(tmp_path / "out"), "--eval_source", str(tmp_path / "pairs.tsv")]
     command = ["train-translator", "--source", str(tmp_path / "pairs.tsv"), *small, *steps, *output]
     assert main(command) == 0
+    assert "the result is the mean of steps 3 and 4" in capsys.readouterr().err
     assert main(command) == 2 and "not empty" in capsys.readouterr().err
-    assert main([*command, "--resume", "auto"]) == 0
+    whole = {e["step"]: e["loss"] for e in read_json_lines(tmp_path / "out" / "log.jsonl") if "loss" in e}
+    averaged = read_weights(tmp_path / "out")
+    assert main([*command, "--resume", "auto"]) == 0  # from step 3
+    again = {e["step"]: e["loss"] for e in read_json_lines(tmp_path / "out" / "log.jsonl") if "loss" in e}
+    assert again == whole and len(whole) == 4
+    last, end = read_weights(tmp_path / "out" / "checkpoint-3"), read_weights(plain_end(command, tmp_path))
+    for name, value in averaged.items():
+        np.testing.assert_allclose(value, (last[name] + end[name]) / 2, rtol=1e-6, atol=1e-7)
     assert main(["translate", "--model", str(tmp_path / "out"), "--text", "wort 7"]) == 0
+    assert main([*command, "--resume", "auto", "--label_smoothing", "0.2"]) == 2
+    assert "label_smoothing = 0.1, now it is 0.2" in capsys.readouterr().err
+
+
+def plain_end(command, tmp_path):
+    """The folder of the same run without an average."""
+    options = ["--average_last", "1", "--output", str(tmp_path / "plain")]
+    assert main([*command, *options]) == 0
+    return tmp_path / "plain"
+
+
+def test_no_translation_gets_longer_than_its_source_by_more_than_fifty(model, monkeypatch):
+    from msllm.generation import generate
+
+    monkeypatch.setattr(generate, "LONGER_THAN_SOURCE", 2)
+    for beams in (1, 3):
+        config = GenerationConfig(max_new_tokens=20, num_beams=beams, eos_token_id=[])
+        found = generate_ids(model, SOURCES, config)
+        assert [len(f.ids) for f in found] == [len(s) + 2 for s in SOURCES]
+        assert [f.ids for f in found] == [generate_ids(model, [s], config)[0].ids for s in SOURCES]
+
+
+def test_options_that_contradict_are_refused(tmp_path, capsys):
+    (tmp_path / "a.tsv").write_text("a\tb\n")
+    command = ["train-translator", "--source", str(tmp_path / "a.tsv"), "--output", str(tmp_path / "out")]
+    for more, words in (
+        (["--average_last", "5"], "raise save_total_limit to 4"),
+        (["--eval_target", "x"], "eval_source is missing"),
+        (["--dropout", "1.0"], "dropout is 1.0"),
+        (["--label_smoothing", "1.0"], "label_smoothing is 1.0"),
+    ):
+        assert main([*command, "--vocab_size", "300", *more]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

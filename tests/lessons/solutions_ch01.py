@@ -76,6 +76,14 @@ WRONG = [
     ("kneser_ney", "bigram_distribution", "return lower", "return lower * 0 + 1 / vocab_size", "not 1 / V"),
     ("kneser_ney", "bigram_distribution", "if counts.sum() == 0:", "if False:", "0 is divided by 0"),
     ("kneser_ney", "bigram_distribution", " + weight * lower", "", "is not added"),
+    ("kneser_ney", "bigram_distribution", "counts.sum()", "(ids == h).sum()", "counts the last word too"),
+    (
+        "kneser_ney",
+        "bigram_distribution",
+        "/ counts.sum()\n    return np.maximum(counts - discount, 0) / counts.sum()",
+        "/ (ids == h).sum()\n    return np.maximum(counts - discount, 0) / (ids == h).sum()",
+        "counts the last word too",
+    ),
     ("kneser_ney", "perplexity", "np.exp(-", "np.exp(", "the sign"),
     (
         "kneser_ney",

@@ -307,6 +307,8 @@ WRONG = [
     ("label_smoothed_loss", "label_smoothed_loss", SHIFTED, "log_softmax(logits[:, 1:]), ids[:, :-1]", "the wrong way"),
     ("label_smoothed_loss", "label_smoothed_loss", MEAN, "(loss * kept).mean()", "over padding too"),
     ("label_smoothed_loss", "label_smoothed_loss", MEAN, "loss.mean()", "not left out"),
+    ("label_smoothed_loss", "label_smoothed_loss", "!= padding_id", "!= 0", "padding is not always 0"),
+    ("label_smoothed_loss", "label_smoothed_loss", "!= padding_id", "> 0", "padding is not always 0"),
     (
         "label_smoothed_loss",
         "label_smoothed_loss",

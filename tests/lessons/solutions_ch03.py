@@ -123,6 +123,7 @@ WRONG = [
     ("mlm_masking", "mask_tokens", "    return masked, labels", "", "returned nothing"),
     ("mlm_loss", "mlm_loss", MEAN, "(loss * kept).mean()", "the mean is over all tokens"),
     ("mlm_loss", "mlm_loss", "labels != -100", "labels == labels", "-100 is used as a label"),
+    ("mlm_loss", "mlm_loss", "labels != -100", "labels > 0", "a label of 0 is left out"),
     (
         "mlm_loss",
         "mlm_loss",

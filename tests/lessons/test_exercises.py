@@ -1,12 +1,15 @@
 """The exercises: untouched files are not done, right solutions are right, and each mistake is named."""
 
 import ast
+import re
+import signal
+import threading
 
 import pytest
 
 from msllm.cli import main
 from msllm.errors import UserError
-from msllm.lessons import all_chapters, chapters, find_chapter
+from msllm.lessons import all_chapters, chapters, checking, find_chapter
 from msllm.lessons.checking import NOT_DONE, RIGHT, WRONG, check_exercise
 from tests.lessons import solutions_ch01, solutions_ch02, solutions_ch03
 
@@ -94,6 +97,37 @@ BROKEN = [
 def test_broken_code_is_one_line_that_says_where(source, message, tmp_path):
     result = check("2", "positional_encoding", source, tmp_path)["positional_encoding"]
     assert result.state == WRONG and message in result.lines[0] and "\n" not in result.lines[0]
+
+
+ENDLESS = [
+    "def positional_encoding(length, width):\n    while True:\n        pass\n",
+    (
+        "def positional_encoding(length, width):\n    while True:\n        try:\n            int('x')\n"
+        "        except Exception:\n            pass\n"
+    ),
+    "while True:\n    pass\n\ndef positional_encoding(length, width):\n    return 1\n",
+]
+
+
+@pytest.mark.parametrize("source", ENDLESS, ids=["in a function", "that catches", "outside of functions"])
+def test_an_endless_loop_ends_with_the_time_limit(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(checking, "TIME_LIMIT", 0.2)
+    before = signal.getsignal(signal.SIGALRM)
+    result = check("2", "positional_encoding", source, tmp_path)["positional_encoding"]
+    assert result.state == WRONG
+    assert re.fullmatch(
+        r"positional_encoding\.py, line \d+: still running after 0.2 s; does a loop end\?", result.lines[0]
+    )
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and signal.getsignal(signal.SIGALRM) == before
+
+
+def test_checks_run_in_other_threads_too_without_a_limit(tmp_path):
+    found = []
+    source = solutions_ch02.RIGHT["positional_encoding"]
+    thread = threading.Thread(target=lambda: found.extend(check("2", "positional_encoding", source, tmp_path).values()))
+    thread.start()
+    thread.join()
+    assert [(r.state, r.lines) for r in found] == [(RIGHT, ())]
 
 
 def test_a_missing_and_a_wrongly_encoded_file_are_one_line(tmp_path):

@@ -27,7 +27,7 @@ def examples(tmp_path_factory):
 
 
 def command(examples, output, *more):
-    model = ["--hidden_size", "16", "--layers", "1", "--heads", "2", "--intermediate_size", "24", "--dropout", "0"]
+    model = ["--hidden_size", "16", "--layers", "1", "--heads", "2", "--intermediate_size", "24"]
     schedule = ["--learning_rate", "1e-2", "--save_steps", "3", "--eval_data", str(examples)]
     return ["pretrain", "--data", str(examples), "--output", str(output), *model, *schedule, *more]
 
@@ -42,8 +42,8 @@ def losses(output):
 
 def test_two_workers_write_the_losses_of_one_and_resume(examples, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    assert main(command(examples, one, "--per_device_train_batch_size", "8", "--max_steps", "6")) == 0
-    half = ["--per_device_train_batch_size", "4"]
+    assert main(command(examples, one, "--per_device_train_batch_size", "8", "--max_steps", "6", "--dropout", "0")) == 0
+    half = ["--per_device_train_batch_size", "4", "--dropout", "0"]
     run_on_workers(2, command(examples, two, *half, "--max_steps", "6"), tmp_path / "logs", timeout=150)
     expected = losses(one)
     assert len(expected) == 6
@@ -56,11 +56,20 @@ def test_two_workers_write_the_losses_of_one_and_resume(examples, tmp_path):
         assert np.abs(theirs[name] - value).max() <= 1e-4 * np.abs(value).max() + 1e-6, name
     # A checkpoint of two workers goes on in one process: it knows nothing of their number.
     (two / "log.jsonl").write_text("", encoding="utf-8")
-    again = ["--per_device_train_batch_size", "8", "--max_steps", "6", "--resume", "auto"]
+    again = ["--per_device_train_batch_size", "8", "--dropout", "0", "--max_steps", "6", "--resume", "auto"]
     assert main(command(examples, two, *again)) == 0
     for step, values in losses(two).items():
         np.testing.assert_allclose(values, expected[step], rtol=1e-5)
     assert sorted(losses(two)) == [4, 5, 6]
+
+
+def test_workers_with_dropout_resume_to_the_same_losses(examples, tmp_path):
+    both = ["--per_device_train_batch_size", "4", "--max_steps", "4", "--dropout", "0.3", "--save_steps", "2"]
+    run_on_workers(2, command(examples, tmp_path / "two", *both), tmp_path / "logs", timeout=150)
+    whole = losses(tmp_path / "two")
+    again = [*both, "--resume", str(tmp_path / "two" / "checkpoint-2")]
+    run_on_workers(2, command(examples, tmp_path / "two", *again), tmp_path / "logs", timeout=150)
+    assert losses(tmp_path / "two") == whole and len(whole) == 4
 
 
 def test_a_worker_that_fails_is_named(examples, tmp_path):

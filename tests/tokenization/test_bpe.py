@@ -153,6 +153,9 @@ def test_bad_input_is_named(tmp_path):
         (tmp_path / "merges.txt").write_text(lines)
         with pytest.raises(UserError, match=message):
             bpe.load(tmp_path)
+    (tmp_path / "vocab.json").write_text('["a", "b"]')
+    with pytest.raises(UserError, match=r"vocab\.json holds a list, expected a JSON object"):
+        bpe.load(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps({"你": 0}))
     with pytest.raises(UserError, match="'你', which stands for no byte"):
         bpe.load(tmp_path)

@@ -40,13 +40,35 @@ def _continuation(ids, vocab_size, column=1, distinct=True):
     return counts / counts.sum()
 
 
-def _bigram(ids, vocab_size, h, discount, lower=_continuation, types=True, take=True, unseen=None, floor=True):
+def _followed(ids, h):
+    """c(h): how often something follows h."""
+    return (ids[:-1] == h).sum()
+
+
+def _all(ids, h):
+    return (ids == h).sum()
+
+
+def _bigram(
+    ids,
+    vocab_size,
+    h,
+    discount,
+    lower=_continuation,
+    types=True,
+    take=True,
+    unseen=None,
+    floor=True,
+    total=_followed,
+    apart=_followed,
+):
+    """The distribution, with ways to get it wrong; ``total`` is c(h), and where ``apart`` is 0 ``lower`` is taken."""
     counts = np.bincount(ids[1:][ids[:-1] == h], minlength=vocab_size)
-    if counts.sum() == 0:
+    if apart(ids, h) == 0:
         return lower(ids, vocab_size) if unseen is None else unseen(vocab_size)
     left = counts - (discount if take else 0.0)
-    weight = discount * (np.count_nonzero(counts) if types else 1) / counts.sum()
-    return (np.maximum(left, 0) if floor else left) / counts.sum() + weight * lower(ids, vocab_size)
+    weight = discount * (np.count_nonzero(counts) if types else 1) / total(ids, h)
+    return (np.maximum(left, 0) if floor else left) / total(ids, h) + weight * lower(ids, vocab_size)
 
 
 def _frequency(ids, vocab_size):
@@ -89,6 +111,8 @@ BIGRAM_MISTAKES = [
         "after a word that nothing follows 0 is divided by 0; that case is apart",
         _wrong_bigram(unseen=lambda v: np.full(v, np.nan)),
     ),
+    ("c(h) counts the last word too, which nothing follows", _wrong_bigram(total=_all)),
+    ("c(h) counts the last word too, which nothing follows", _wrong_bigram(total=_all, apart=_all)),
     ("the continuation distribution is not added", _wrong_bigram(lower=lambda ids, v: np.zeros(v))),
 ]
 PERPLEXITY_MISTAKES = [
@@ -114,7 +138,8 @@ def texts():
 
 
 def contexts():
-    return [(TEXT, 7, h, 0.4) for h in (0, 2, 4, 5, 6)] + [(RANDOM, 10, h, 0.75) for h in (3, 9)]
+    # 7 is RANDOM's last word, and others follow it elsewhere; 9 is not in it.
+    return [(TEXT, 7, h, 0.4) for h in (0, 2, 4, 5, 6)] + [(RANDOM, 10, h, 0.75) for h in (3, 7, 9)]
 
 
 def probabilities():

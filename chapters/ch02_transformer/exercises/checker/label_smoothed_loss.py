@@ -56,13 +56,13 @@ SOFTMAX_MISTAKES = [
 
 
 def loss_cases():
-    """With padding, without smoothing, without padding; tiny probabilities, and logits that overflow exp."""
+    """With padding, without smoothing, without padding; tiny probabilities, logits that overflow exp; padding of 6."""
     rng = np.random.default_rng(0)
     ids = np.array([[1, 5, 3, 7, 2], [1, 4, 2, PADDING, PADDING]], np.int32)
 
-    def case(ids, words, smoothing, size=1.0, largest=np.inf):
+    def case(ids, words, smoothing, size=1.0, largest=np.inf, padding_id=PADDING):
         logits = rng.standard_normal((*ids.shape, words)) * size
-        return np.minimum(logits, largest).astype(np.float32), ids, smoothing, PADDING
+        return np.minimum(logits, largest).astype(np.float32), ids, smoothing, padding_id
 
     return [
         case(ids, 8, 0.1),
@@ -70,6 +70,7 @@ def loss_cases():
         case(np.array([[1, 3, 2]], np.int32), 5, 0.3),
         case(ids, 8, 0.1, size=300.0, largest=0.0),
         case(ids, 8, 0.1, size=300.0),
+        case(np.array([[1, 5, 0, 7, 2], [1, 4, 2, 6, 6]], np.int32), 8, 0.1, padding_id=6),
     ]
 
 
@@ -117,6 +118,10 @@ LOSS_MISTAKES = [
         _wrong_loss(reduce=lambda loss, kept: ((loss * kept).sum(1) / kept.sum(1)).mean()),
     ),
     ("the sum; the mean is asked for", _wrong_loss(reduce=lambda loss, kept: (loss * kept).sum())),
+    (
+        "padding_id is not used: padding is not always 0",
+        lambda logits, ids, smoothing, padding_id: _loss(logits, ids, smoothing, 0),
+    ),
     ("no label smoothing", _wrong_loss(smooth="none")),
     ("e is spread over the V - 1 other words; here it is over all V", _wrong_loss(smooth="others")),
     ("each word gets e, not e / V: take the mean over the words, not the sum", _wrong_loss(smooth="sum")),

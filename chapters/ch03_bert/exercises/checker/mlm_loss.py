@@ -8,7 +8,8 @@ from msllm.lessons.checking import Task, against
 def cases():
     """Ordinary logits, a sequence without a label, probabilities below the smallest float, values that overflow exp."""
     rng = np.random.default_rng(1)
-    labels = np.array([[-100, 7, -100, 110, -100], [3, -100, 55, 9, -100]], np.int32)
+    # 0 is a token like any other.
+    labels = np.array([[-100, 7, -100, 110, -100], [0, -100, 55, 9, -100]], np.int32)
     empty = np.array([[-100, -100, -100], [-100, 2, -100]], np.int32)
 
     def logits(labels):
@@ -55,6 +56,10 @@ MISTAKES = [
     (
         "-100 is used as a label: it picks the 100th word from the end",
         _wrong_loss(reduce=lambda loss, kept: loss.mean()),
+    ),
+    (
+        "a label of 0 is left out: it is a token too, only -100 says that nothing is predicted",
+        lambda logits, labels: _loss(logits, np.where(labels > 0, labels, -100)),
     ),
     (
         "shifted as for a GPT: BERT's logits at position t are for the token at t",
