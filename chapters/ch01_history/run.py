@@ -48,7 +48,7 @@ def ngram(job: Run) -> None:
     job.savefig("ngram.png", figures.by_order(rows, ["Kneser-Ney", "back-off"]))
 
 
-@run("word vectors by skip-gram: neighbours, analogies, a picture; a minute and a half", needs=NEEDS)
+@run("word vectors by skip-gram: neighbours, analogies, a picture; two and a half minutes", needs=NEEDS)
 def word2vec(job: Run) -> None:
     from msllm.classic import SkipGram, cosine_similarity, figures, one_hot, split, words
 
@@ -67,7 +67,7 @@ def word2vec(job: Run) -> None:
     job.savefig("words.png", figures.words(DRAWN, model.vectors()[[model.index[word] for word in DRAWN]]))
 
 
-@run("neural n-gram, LSTM and GPT-2 through the one Trainer; about 12 minutes on two cores", needs=NEEDS)
+@run("neural n-gram, LSTM and GPT-2 through the one Trainer; about 20 minutes on two cores", needs=NEEDS)
 def neural(job: Run) -> None:
     import mindspore as ms
     import numpy as np
@@ -111,8 +111,9 @@ def table(job: Run) -> None:
     )
     shown = [r for r in counted if r["context"] <= 5] + trained
     for r in shown:
-        size, seconds = r.get("parameters", r.get("stored", 0)), r.get("cpu_seconds", 0.0)
-        job.say(f"{r['name']:34} {size:8} {seconds:7.2f} s {r['bits']:.3f} {r.get('bits_long', r['bits']):.3f} bits")
+        size = r.get("parameters", r.get("stored", "-"))
+        seconds, long = (f"{r[k]:.{n}f}" if k in r else "-" for k, n in (("cpu_seconds", 2), ("bits_long", 3)))
+        job.say(f"{r['name']:34} {size:>8} {seconds:>7} s {r['bits']:.3f} {long:>5} bits")
     job.write_json("bits-per-character.json", {"rows": [{k: r[k] for k in r if k != "sample"} for r in shown]})
     job.savefig("bits-per-character.png", figures.bars(shown))
     names = [name for _, name in _smoothings()]

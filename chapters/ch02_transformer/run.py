@@ -128,20 +128,16 @@ def train(job: Run) -> None:
     )
 
 
-@run(
-    "translate test_2016_flickr with the trained model: BLEU, examples, attention maps (about 3 minutes)",
-    needs=("multi30k",),
-)
+@run("2.4 translate the test sentences: BLEU, examples, attention maps (about 6 minutes)", needs=("multi30k",))
 def evaluate(job: Run) -> None:
     import shutil
 
-    from msllm import from_pretrained
+    from msllm import from_pretrained, load_tokenizer
     from msllm.data.parallel_text import read_parallel
-    from msllm.evaluation.bleu import bleu
+    from msllm.evaluation.translation import score_translator
     from msllm.generation import GenerationConfig
-    from msllm.generation.translate import cross_attention, translate
+    from msllm.generation.translate import cross_attention
     from msllm.lessons.figures import heat_maps
-    from msllm.tokenization import load_tokenizer
 
     folder = job.earlier("train")
     model, tokenizer = from_pretrained(folder), load_tokenizer(folder)
@@ -150,20 +146,20 @@ def evaluate(job: Run) -> None:
         pairs = read_parallel(*(job.file(f"multi30k/{part}.{language}.gz") for language in ("de", "en")))
         pairs = pairs.first(20) if job.quick else pairs
         config = GenerationConfig(num_beams=beams, length_penalty=penalty)
-        out = translate(model, tokenizer, pairs.source, config, batch_size=50)
-        return {"beams": beams, "length_penalty": penalty, **bleu(out, pairs.target, lowercase=True)}, out
+        return score_translator(model, tokenizer, pairs, config, lowercase=True)
 
     penalties = {penalty: score("val", 5, penalty)[0]["bleu"] for penalty in (0.6, 1.0, 1.4)}
     best = max(penalties, key=penalties.get)  # chosen on val, never on the test part
-    greedy, beam = score("test_2016_flickr", 1, best), score("test_2016_flickr", 5, best)
-    for figures, _ in (greedy, beam):
-        job.say(f"test_2016_flickr, {figures['beams']} beams: BLEU {figures['bleu']:.2f}, chrF {figures['chrf']:.2f}")
-    job.write_json("bleu.json", {"val_by_length_penalty": penalties, "greedy": greedy[0], "beam": beam[0]})
+    greedy, (beam, translations) = score("test_2016_flickr", 1, best)[0], score("test_2016_flickr", 5, best)
+    for figures in (greedy, beam):
+        job.say(
+            f"test_2016_flickr, {figures['num_beams']} beams: BLEU {figures['bleu']:.2f}, chrF {figures['chrf']:.2f}"
+        )
+    job.write_json("bleu.json", {"val_by_length_penalty": penalties, "greedy": greedy, "beam": beam})
     test = read_parallel(*(job.file(f"multi30k/test_2016_flickr.{language}.gz") for language in ("de", "en")))
-    rows = list(zip(test.source, test.target, beam[1]))
-    job.write_text(
-        "translations.txt", "".join(f"{de}\n  reference: {en}\n  msllm:     {out}\n" for de, en, out in rows[:40])
-    )
+    rows = list(zip(test.source, test.target, translations))
+    lines = [f"{de}\n  reference: {en}\n  msllm:     {out}\n" for de, en, out in rows[:40]]
+    job.write_text("translations.txt", "".join(lines))
     for n in (0, 3, 7):
         source, target, weights = cross_attention(model, tokenizer, rows[n][0], rows[n][2])
         titles = [f"layer {i + 1}, mean of the heads" for i in range(len(weights))]
@@ -173,38 +169,28 @@ def evaluate(job: Run) -> None:
 
 @run("another pair: 1,000 sentences of news, English to Chinese (about 10 minutes)", needs=("news_commentary_en_zh",))
 def news(job: Run) -> None:
-    from msllm import from_pretrained
+    from msllm import from_pretrained, load_tokenizer
     from msllm.commands.translate import train_translator
     from msllm.data.parallel_text import read_parallel
-    from msllm.evaluation.bleu import bleu
+    from msllm.evaluation.translation import score_translator
     from msllm.generation import GenerationConfig
-    from msllm.generation.translate import translate
-    from msllm.tokenization import load_tokenizer
     from msllm.training import TrainingArguments
 
     pairs = read_parallel(job.file("news_commentary_en_zh/sampled.tsv"))
-    rows = list(zip(pairs.source, pairs.target))
-    parts = {"train": rows[: len(rows) - 100], "test": rows[len(rows) - 100 :]}
-    for name, part in parts.items():
-        (job.output / f"{name}.tsv").write_text("".join(f"{en}\t{zh}\n" for en, zh in part), encoding="utf-8")
+    train, test = pairs.first(len(pairs) - 100), pairs.last(10 if job.quick else 100)
+    text = "".join(f"{en}\t{zh}\n" for en, zh in zip(train.source, train.target))
+    (job.output / "train.tsv").write_text(text, encoding="utf-8")
     length = {"max_steps": 5} if job.quick else {"num_train_epochs": 40, "save_steps": 0}
     folder = job.output / "model"
     train_translator(
         source=str(job.output / "train.tsv"),
-        eval_source=str(job.output / "test.tsv"),
         **{**TRANSLATOR, "vocab_size": 4000},
         training=TrainingArguments(**SCHEDULE, **length, seed=job.seed),
         output=str(folder),
     )
     model, tokenizer = from_pretrained(folder), load_tokenizer(folder)
-    test = parts["test"][: 10 if job.quick else None]
-    out = translate(model, tokenizer, [en for en, _ in test], GenerationConfig(num_beams=5))
-    seen = parts["train"][: len(test)]
-    of_seen = translate(model, tokenizer, [en for en, _ in seen], GenerationConfig(num_beams=5))
-    scores = {
-        "test": bleu(out, [zh for _, zh in test], tokenize="zh"),
-        "training sentences": bleu(of_seen, [zh for _, zh in seen], tokenize="zh"),
-    }
-    for name, figures in scores.items():
-        job.say(f"{name}: BLEU {figures['bleu']:.2f}, chrF {figures['chrf']:.2f}")
+    scores = {}
+    for name, part in (("test sentences", test), ("training sentences", train.first(len(test)))):
+        scores[name], _ = score_translator(model, tokenizer, part, GenerationConfig(num_beams=5), tokenize="zh")
+        job.say(f"{len(part)} {name}: BLEU {scores[name]['bleu']:.2f}, chrF {scores[name]['chrf']:.2f}")
     job.write_json("news.json", scores)

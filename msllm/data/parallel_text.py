@@ -42,6 +42,10 @@ class ParallelText:
             raise UserError(f"limit {count} leaves no pairs; give 1 or more")
         return ParallelText(self.source[:count], self.target[:count])
 
+    def last(self, count: int) -> "ParallelText":
+        """Returns the last ``count`` pairs."""
+        return ParallelText(self.source[-count:], self.target[-count:])
+
     def __str__(self) -> str:
         note = f"; {self.dropped} dropped for an empty side, first {self.first_dropped}" if self.dropped else ""
         return f"{len(self)} pairs{note}"

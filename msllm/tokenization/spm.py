@@ -10,12 +10,15 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from msllm.errors import UserError
 
 _UNIGRAM, _BPE = 1, 2
-_CONTROL, _USER_DEFINED = 3, 4
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 _SPACE = "▁"
 
 
 def build(path: Path, prefix_space: bool | None, legacy: bool) -> tokenizers.Tokenizer:
     """Converts a tokenizer.model as transformers does for LLaMA (Touvron et al. 2023, section 2.1).
+
+    Other than transformers it takes from the file which piece is the unknown one, whether characters fall back to
+    bytes, and how characters are normalised; of LLaMA's file all this is what transformers assumes.
 
     Args:
         path: the SentencePiece model, of type BPE or Unigram.
@@ -37,8 +40,7 @@ def build(path: Path, prefix_space: bool | None, legacy: bool) -> tokenizers.Tok
         raise UserError(f"{path} is not a SentencePiece model; take a tokenizer.json from the checkpoint instead")
     if prefix_space is None:
         prefix_space = proto.normalizer_spec.add_dummy_prefix
-    # The first three are unknown, begin and end, which no merge may make.
-    pieces = [(piece.piece, piece.score if i > 2 else 0.0) for i, piece in enumerate(proto.pieces)]
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     backend = tokenizers.Tokenizer(_model(path, proto, pieces))
     backend.add_tokens(
         [
@@ -47,10 +49,13 @@ def build(path: Path, prefix_space: bool | None, legacy: bool) -> tokenizers.Tok
             if piece.type in (_CONTROL, _USER_DEFINED)
         ]
     )
+    charsmap = _charsmap(proto.normalizer_spec.precompiled_charsmap)
     if legacy:
         steps = [normalizers.Prepend(_SPACE)] if prefix_space else []
-        backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+        backend.normalizer = normalizers.Sequence([*charsmap, *steps, normalizers.Replace(" ", _SPACE)])
     else:
+        if charsmap:
+            backend.normalizer = normalizers.Sequence(charsmap)
         backend.pre_tokenizer = pre_tokenizers.Metaspace(
             replacement=_SPACE, prepend_scheme="first" if prefix_space else "never", split=False
         )
@@ -60,18 +65,38 @@ def build(path: Path, prefix_space: bool | None, legacy: bool) -> tokenizers.Tok
 
 
 def _model(path: Path, proto, pieces: list[tuple[str, float]]) -> models.Model:
-    kind = proto.trainer_spec.model_type
+    kind, byte_fallback = proto.trainer_spec.model_type, proto.trainer_spec.byte_fallback
+    unknown = next((i for i, piece in enumerate(proto.pieces) if piece.type == _UNKNOWN), None)
+    if unknown is None:
+        raise UserError(f"{path} marks no piece as the unknown one; take a tokenizer.json from the checkpoint instead")
     if kind == _UNIGRAM:
-        return models.Unigram(pieces, unk_id=0, byte_fallback=True)
+        return models.Unigram(pieces, unknown, byte_fallback)
     if kind == _BPE:
         return models.BPE(
             {piece: i for i, (piece, _) in enumerate(pieces)},
             _merges(pieces),
-            unk_token=proto.trainer_spec.unk_piece,
+            unk_token=pieces[unknown][0],
             fuse_unk=True,
-            byte_fallback=True,
+            byte_fallback=byte_fallback,
         )
     raise UserError(f"{path} is a SentencePiece model of type {kind}; expected 1 (Unigram) or 2 (BPE)")
+
+
+def _charsmap(rules: bytes) -> list[normalizers.Normalizer]:
+    """Returns the steps that replace characters as the file says, none where it leaves them as they are.
+
+    To a letter with combining marks Precompiled applies the first rule that fits its beginning: where "E" has one, the
+    mark of "E\u0301" is lost. Composing first, or lower-casing, where the rules do so too, leaves no such letters but
+    those that have no composed form (in rules that fold case) and those of a user's own rules.
+    """
+    if not rules:
+        return []
+    charsmap, lowercase = normalizers.Precompiled(rules), normalizers.Lowercase()
+    if charsmap.normalize_str("e\u0301") == "\u00e9":  # as NFKC, which all rules of SentencePiece's own are made from
+        return [normalizers.NFC(), charsmap]
+    cased = "\n".join(c for c in map(chr, range(0x20000)) if c.lower() != c)
+    folds = charsmap.normalize_str(cased) == charsmap.normalize_str(lowercase.normalize_str(cased))
+    return [lowercase, charsmap] if folds else [charsmap]
 
 
 def _merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import sentencepiece
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from msllm.errors import UserError, nearest
@@ -281,12 +280,6 @@ def _sentencepiece(
         path = Path(folder) / "tokenizer.model"
         path.write_bytes(model)
         backend = spm.build(path, prefix_space=True, legacy=True)
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    if model_type == "unigram":  # spm.build takes the first piece for the unknown one, as LLaMA's is
-        pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-        backend.model = models.Unigram(pieces, proto.trainer_spec.unk_id, byte_fallback)
-    if lowercase:
-        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
     backend.add_special_tokens(list(_SPECIALS.values()))
     config = {
         **_SPECIALS,

@@ -86,13 +86,15 @@ def test_answers_with_their_characters(tuned, run, tmp_path):
     assert rows[1]["context"][rows[1]["start"] : rows[1]["end"]] == "Rome" and "id" not in rows[0]
 
 
-def test_a_long_context_is_read_in_windows_that_fit_the_model(tuned, run):
-    model = tuned("question-answering")  # of 32 positions: windows cannot begin 128 tokens apart
-    (line,) = run(
-        model, "--question", "where ?", "--context", "was it a film and was it a play . " * 5 + "Eve lives in Oslo."
-    )
-    text, _, _, place = line.split()
-    assert (text, place) == ("Oslo", "183-187")
+def test_a_long_context_is_read_in_windows_that_fit_the_model(tuned, run, fails):  # noqa: F811
+    model = tuned("question-answering")
+    asked = ("--question", "where ?", "--context", "Eve lives in Oslo . " * 10)
+    (line,) = run(model, *asked, "--json_output")
+    row = json.loads(line)
+    assert row["context"][row["start"] : row["end"]] == row["answer"] == "Oslo"
+    # 32 positions, of which [CLS], "where ?" and twice [SEP] take 5.
+    assert [line] == run(model, *asked, "--json_output", "--doc_stride", 14)
+    assert "max_length 32 leaves 27 tokens" in fails("predict", "--model", model, *asked, "--doc_stride", "128")
 
 
 def test_a_question_that_is_cut_is_counted(tiny_bert, tmp_path, capsys):
