@@ -135,9 +135,11 @@ def evaluate(job: Run) -> None:
     from msllm import from_pretrained, load_tokenizer
     from msllm.data.parallel_text import read_parallel
     from msllm.evaluation.translation import score_translator
+    from msllm.files import read_json_lines
     from msllm.generation import GenerationConfig
     from msllm.generation.translate import cross_attention
     from msllm.lessons.figures import heat_maps
+    from msllm.training.report import training_seconds
 
     folder = job.earlier("train")
     model, tokenizer = from_pretrained(folder), load_tokenizer(folder)
@@ -155,7 +157,10 @@ def evaluate(job: Run) -> None:
         job.say(
             f"test_2016_flickr, {figures['num_beams']} beams: BLEU {figures['bleu']:.2f}, chrF {figures['chrf']:.2f}"
         )
-    job.write_json("bleu.json", {"val_by_length_penalty": penalties, "greedy": greedy, "beam": beam})
+    seconds = training_seconds(read_json_lines(folder / "log.jsonl"))
+    job.say(f"the model was trained in {seconds / 60:.0f} minutes")
+    figures = {"training_seconds": seconds, "val_by_length_penalty": penalties, "greedy": greedy, "beam": beam}
+    job.write_json("bleu.json", figures)
     test = read_parallel(*(job.file(f"multi30k/test_2016_flickr.{language}.gz") for language in ("de", "en")))
     rows = list(zip(test.source, test.target, translations))
     lines = [f"{de}\n  reference: {en}\n  msllm:     {out}\n" for de, en, out in rows[:40]]

@@ -82,6 +82,13 @@ class Silence:
     write = say = sync = close = step
 
 
+def training_seconds(entries: list[dict]) -> float:
+    """Returns the seconds that a run took, all its sessions together, from the objects of its log.jsonl."""
+    elapsed = [e["elapsed"] for e in entries if "elapsed" in e]
+    # Each session counts from zero.
+    return sum(now for now, after in zip(elapsed, [*elapsed[1:], 0.0]) if after < now)
+
+
 def plot_losses(entries: list[dict], path: Path) -> None:
     """Draws training and evaluation loss by step from the objects of a log.jsonl into a PNG."""
     from matplotlib.figure import Figure  # half a second to import, and only runs that log need it
