@@ -166,7 +166,8 @@ def _limited():
         raise _TimeIsUp(f"still running after {TIME_LIMIT:g} s; does a loop end?")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
+    # Again and again: an exception that is raised in a destructor goes no further.
+    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT, TIME_LIMIT)
     try:
         yield
     finally:
