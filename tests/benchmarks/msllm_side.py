@@ -59,7 +59,7 @@ class Msllm(Side):
         ids, targets = batch(config.model_type, config.vocab_size, rows, length)
         tensors = {"input_ids": Tensor(ids), "targets": Tensor(targets.reshape(-1), ms.int32)}
         count = int(np.sum(targets != IGNORE_INDEX))
-        self.step = lambda: step([(tensors, count)], 1e-4)[0]
+        self.step = lambda: step([(tensors, count)], 1e-4)[0].item()
         forget_peak()
 
     def _greedy(self, prompts, count, on_step):
