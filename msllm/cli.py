@@ -18,12 +18,14 @@ COMMANDS = {
     "chat": "chat:chat",
     "generate": "generate:generate",
     "train-tokenizer": "pretrain:train_tokenizer",
+    "data": "data:data",
     "pretraining-data": "pretrain:pretraining_data",
     "pretrain": "pretrain:pretrain",
     "train-translator": "translate:train_translator",
     "translate": "translate:translate",
     "finetune-task": "tasks:finetune_task",
     "predict": "predict:predict",
+    "summarize": "summarize:summarize",
     "analogy": "analogy:analogy",
     "merge": "convert:merge",
     "convert": "convert:convert",
@@ -33,7 +35,10 @@ COMMANDS = {
 }
 
 # command -> the parameter that may stand without its name, and its help: msllm chapter 2
-POSITIONAL = {"chapter": ("number", "The number of a chapter; without it, the chapters are listed.")}
+POSITIONAL = {
+    "chapter": ("number", "The number of a chapter; without it, the chapters are listed."),
+    "data": ("action", "What to do: tokenize."),
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -48,7 +48,7 @@ def pretrain(job: Run) -> None:
     from msllm.files import read_json_lines
     from msllm.training import TrainingArguments
 
-    steps = 20 if job.quick else 2500
+    steps = 20 if job.quick else 1500
     arguments = TrainingArguments(
         max_steps=steps,
         per_device_train_batch_size=16 if job.quick else 64,
@@ -110,12 +110,12 @@ def parallel(job: Run) -> None:
 
 @run("3.4 emotions of microblogs, six classes (SMP2020-EWECT): three models in one table", needs=("smp2020_ewect",))
 def emotions(job: Run) -> None:
-    compare(job, "smp2020_ewect", max_length=96, epochs=3)
+    compare(job, "smp2020_ewect", max_length=96, epochs=2)
 
 
 @run("3.4 opinions in reviews, two classes (ChnSentiCorp): three models in one table", needs=("chnsenticorp",))
 def reviews(job: Run) -> None:
-    compare(job, "chnsenticorp", max_length=192, epochs=4)
+    compare(job, "chnsenticorp", max_length=192, epochs=3)
 
 
 def compare(job: Run, name: str, max_length: int, epochs: int) -> None:

@@ -9,6 +9,7 @@ probability and other masks. Prints one line of JSON: seed, steps, seconds, accu
 import argparse
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from msllm.tokenization import load_tokenizer
 
 def main() -> None:
     options = parse()
+    torch.set_num_threads(os.cpu_count())  # MindSpore sets OMP_NUM_THREADS=1, and its children get it
     torch.manual_seed(options.seed)
     model = transformers.BertForSequenceClassification.from_pretrained(options.start)
     tokenizer = load_tokenizer(options.start)

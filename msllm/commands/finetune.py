@@ -33,7 +33,7 @@ def finetune(
 
     Args:
         model: Hugging Face folder of the model to start from.
-        data: files (Alpaca, ShareGPT, messages, prompt/completion, plain text) or hub names.
+        data: files (Alpaca, ShareGPT, messages, prompt/completion, article/summary, LCSTS, plain text) or hub names.
         training: options of the run.
         lora: options of LoRA.
         output: folder of the result; gets model, tokenizer, log.jsonl, loss.png and checkpoints. Only preview goes

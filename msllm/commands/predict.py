@@ -1,8 +1,10 @@
-"""msllm predict: what a fine-tuned BERT says about a text, or puts in the place of [MASK]."""
+"""msllm predict: what a fine-tuned BERT or GPT says about a text, or puts in the place of [MASK]."""
 
+import dataclasses
 import json
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msllm.errors import UserError
 
@@ -13,6 +15,7 @@ def predict(
     text_pair: str | None = None,
     question: str | None = None,
     context: str | None = None,
+    choices: list[str] | None = None,
     file: str | None = None,
     top_k: int = 5,
     doc_stride: int | None = None,
@@ -23,12 +26,15 @@ def predict(
     """Predicts classes, entities, answers or masked words, a line for each text.
 
     Args:
-        model: Hugging Face folder of a BERT for sequence or token classification, question answering or masked words.
+        model: Hugging Face folder of a BERT for sequence or token classification, question answering or masked words,
+            or of a GPT or GPT-2 that msllm finetune-task made.
         text: the text; a masked-word model fills in each [MASK] in it.
-        text_pair: a second text, for a model that classifies pairs.
+        text_pair: a second text, for a model that classifies or compares pairs.
         question: what to look up in the context.
-        context: the text that holds the answer.
-        file: a text file, one input a line; a tab stands between the two texts of a pair, or question and context.
+        context: the text that holds the answer, or that the choices go on from.
+        choices: of a model for multiple-choice, two texts or more.
+        file: a text file, one input a line; a tab stands between the two texts of a pair, question and context, or
+            context and choices.
             Without it and without a text, standard input is read in the same way.
         top_k: words for each [MASK].
         doc_stride: tokens between the beginnings of two windows of a long context, by default 128, or half of a
@@ -40,68 +46,98 @@ def predict(
     for name, value in {"top_k": top_k, "batch_size": batch_size}.items():
         if value < 1:
             raise UserError(f"{name} is {value}, expected 1 or more; change it")
-    from msllm.commands.tasks import check_tokenizer
+    from msllm.commands.task_models import check_tokenizer
     from msllm.models.pretrained import from_pretrained, model_class, read_config
     from msllm.tokenization import load_tokenizer
 
-    kind = model_class(read_config(model), f"{model}/config.json").__name__
+    values = read_config(model)
+    kind = model_class(values, f"{model}/config.json").__name__
     if kind not in _KINDS:
         raise UserError(
             f"{model} holds a {kind}, predict wants one of {', '.join(_KINDS)}; make one with msllm finetune-task"
         )
-    reader, answer = _KINDS[kind]
-    two = reader == _questions
-    given = ((question, context), (text, text_pair)) if two else ((text, text_pair), (question, context))
-    if any(value is not None for value in given[1]):
-        names = ("--question and --context", "--text") if two else ("--text", "--question and --context")
-        raise UserError(f"{model} holds a {kind}, which takes {names[0]}, not {names[1]}; change the options")
-    rows = list(_rows(*given[0], file, two))
+    takes, answer = _KINDS[kind]
+    if values.get("finetuning_task") == "multiple-choice":
+        takes = _CHOICES
+    parts = {"text": text, "text_pair": text_pair, "question": question, "context": context, "choices": choices}
+    given = {name: value for name, value in parts.items() if value is not None}
+    strange = [f"--{name}" for name in given if name not in takes.names]
+    if strange:
+        wanted = " and ".join(f"--{name}" for name in takes.names[: takes.least])
+        raise UserError(f"{model} holds a {kind}, which takes {wanted}, not {strange[0]}; change the options")
+    rows = list(_rows(given, file, takes))
     network, tokenizer = from_pretrained(model), load_tokenizer(model)
     check_tokenizer(tokenizer, network, model)
-    limit = min(network.config.max_position_embeddings, int(tokenizer.config.get("model_max_length") or 10**9))
+    config = network.config
+    positions = config.n_positions if hasattr(config, "n_positions") else config.max_position_embeddings
+    limit = min(positions, int(tokenizer.config.get("model_max_length") or 10**9))
     options = {"top_k": top_k, "doc_stride": doc_stride, "max_answer_length": max_answer_length}
-    for line, shown in answer(network, tokenizer, reader(rows), limit, batch_size, options):
+    for line, shown in answer(network, tokenizer, takes.read(rows), limit, batch_size, options):
         print(json.dumps(line, ensure_ascii=False) if json_output else shown, flush=True)
 
 
-def _rows(first: str | None, second: str | None, file: str | None, two: bool) -> Iterator[tuple]:
-    """Yields (source, text, second text or None) of each input."""
+@dataclasses.dataclass(frozen=True)
+class _Input:
+    """What a model takes: the options that hold its texts, how many there may be, and how they become records."""
+
+    names: tuple[str, str]
+    least: int
+    most: float
+    read: Callable[[list], list]
+
+    def fits(self, texts: Sequence[str]) -> bool:
+        return self.least <= len(texts) <= self.most
+
+
+def _rows(given: Mapping, file: str | None, takes: _Input) -> Iterator[tuple[str, list[str]]]:
+    """Yields the source and the texts of each input."""
     from msllm.files import read_text
 
-    if first is not None and file is not None:
+    first, second = (given.get(name) for name in takes.names)
+    if given and file is not None:
         raise UserError("both a text and --file were given; give one of them")
-    if first is None and second is not None:
-        raise UserError(
-            f"{'--context' if two else '--text_pair'} was given alone; add {'--question' if two else '--text'}"
-        )
-    if first is not None:
-        if two and second is None:
-            raise UserError("--question was given alone; add --context")
-        rows = [("the command line", first, second)]
+    if given:
+        lacking = next((name for name, value in zip(takes.names, (first, second)) if value is None), None)
+        if first is None or (second is None and takes.least > 1):
+            raise UserError(f"--{next(iter(given))} was given alone; add --{lacking}")
+        more = [] if second is None else [second] if isinstance(second, str) else second
+        rows = [("the command line", [first, *more])]
     else:
         name, content = (file, read_text(file)) if file is not None else ("standard input", sys.stdin.read())
-        rows = []
-        for n, line in enumerate(content.removesuffix("\n").split("\n"), 1):
-            text, tab, rest = line.removesuffix("\r").partition("\t")
-            if two and not tab:
-                raise UserError(f"{name}, line {n} has no tab; expected question, tab and context; mend that line")
-            rows.append((f"{name}, line {n}", text, rest if tab else None))
-    for source, text, other in rows:
-        if not text.strip() or (other is not None and not other.strip()):
+        lines = enumerate(content.removesuffix("\n").split("\n"), 1)
+        # A second tab of a pair belongs to its second text.
+        rows = [(f"{name}, line {n}", line.removesuffix("\r").split("\t", _splits(takes))) for n, line in lines]
+    for source, texts in rows:
+        if not takes.fits(texts):
+            found = "no tab" if len(texts) == 1 else f"{len(texts)} texts"
+            raise UserError(
+                f"{source} has {found}, expected {takes.least} or more between tabs: {' and '.join(takes.names)}"
+            )
+        if not all(text.strip() for text in texts):
             raise UserError(f"{source} is empty; give a text")
-        yield source, text, other
+        yield source, texts
+
+
+def _splits(takes: _Input) -> int:
+    return -1 if takes.most == math.inf else int(takes.most) - 1
 
 
 def _texts(rows):
     from msllm.data.tasks import LabelledText
 
-    return [LabelledText(text, other, None, source) for source, text, other in rows]
+    return [LabelledText(texts[0], texts[1] if len(texts) > 1 else None, None, source) for source, texts in rows]
 
 
 def _questions(rows):
     from msllm.data.questions import Question
 
-    return [Question(source, text, other) for source, text, other in rows]
+    return [Question(source, *texts) for source, texts in rows]
+
+
+def _choices(rows):
+    from msllm.data.task_inputs import Choices
+
+    return [Choices(texts[0], tuple(texts[1:]), None, source) for source, texts in rows]
 
 
 def _predictions(job, network, tokenizer, records, batch_size: int) -> list[dict]:
@@ -124,6 +160,25 @@ def _classify(network, tokenizer, texts, limit: int, batch_size: int, options: d
     job = TextClassification(limit, network.config.labels)
     for line in _predictions(job, network, tokenizer, texts, batch_size):
         yield line, "  ".join(f"{label} {score:.4f}" for label, score in line["scores"].items())
+
+
+def _classify_sequences(network, tokenizer, records, limit: int, batch_size: int, options: dict):
+    """As a GPT was fine-tuned: its config.json says for what."""
+    from msllm.evaluation.sequence_tasks import SEQUENCE_TASKS
+
+    kind = network.config.extra.get("finetuning_task", "classification")
+    job_class = next((job for job in SEQUENCE_TASKS.values() if job.kind == kind), None)
+    if job_class is None:
+        raise UserError(
+            f"config.json: finetuning_task is {kind!r}, expected one of "
+            f"{', '.join(job.kind for job in SEQUENCE_TASKS.values())}; correct it"
+        )
+    for line in _predictions(job_class(limit, network.config.labels), network, tokenizer, records, batch_size):
+        if kind == "multiple-choice":
+            shown = f"{line['choices'][line['prediction']]}  {max(line['scores']):.4f}"
+        else:
+            shown = "  ".join(f"{label} {score:.4f}" for label, score in line["scores"].items())
+        yield line, shown
 
 
 def _tag(network, tokenizer, texts, limit: int, batch_size: int, options: dict):
@@ -202,10 +257,15 @@ def _show_words(words: Sequence[dict]) -> str:
     return "  ".join(f"{word['token']} {word['score']:.4f}" for word in words)
 
 
+_TEXTS = _Input(("text", "text_pair"), 1, 2, _texts)
+_QUESTIONS = _Input(("question", "context"), 2, 2, _questions)
+_CHOICES = _Input(("context", "choices"), 3, math.inf, _choices)
 _KINDS = {
-    "BertForSequenceClassification": (_texts, _classify),
-    "BertForTokenClassification": (_texts, _tag),
-    "BertForQuestionAnswering": (_questions, _answer),
-    "BertForMaskedLM": (_texts, _fill_masks),
-    "BertForPreTraining": (_texts, _fill_masks),
+    "BertForSequenceClassification": (_TEXTS, _classify),
+    "BertForTokenClassification": (_TEXTS, _tag),
+    "BertForQuestionAnswering": (_QUESTIONS, _answer),
+    "BertForMaskedLM": (_TEXTS, _fill_masks),
+    "BertForPreTraining": (_TEXTS, _fill_masks),
+    "GPT2ForSequenceClassification": (_TEXTS, _classify_sequences),
+    "OpenAIGPTForSequenceClassification": (_TEXTS, _classify_sequences),
 }

@@ -1,11 +1,17 @@
-"""msllm train-tokenizer, pretraining-data and pretrain: from raw documents to a BERT."""
+"""msllm train-tokenizer, pretraining-data and pretrain: from raw documents to a BERT or a GPT."""
 
+import dataclasses
 import inspect
+import math
 import sys
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from msllm.errors import UserError
+from msllm.errors import UserError, nearest
 from msllm.training.arguments import TrainingArguments
+
+_GPTS = {"gpt2": "GPT2LMHeadModel", "openai-gpt": "OpenAIGPTLMHeadModel"}
+_BERT_INNER = 1024
 
 
 def train_tokenizer(
@@ -97,66 +103,138 @@ def pretrain(
     output: str,
     eval_data: str | None = None,
     model: str | None = None,
+    family: Literal["bert", "gpt2", "openai-gpt"] | None = None,
     hidden_size: int = 256,
     layers: int = 4,
     heads: int = 4,
-    intermediate_size: int = 1024,
+    intermediate_size: int | None = None,
     max_positions: int = 512,
     dropout: float = 0.1,
+    block_size: int | None = None,
+    sampling: Literal["random", "sequential"] = "random",
     resume: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Pre-trains a BERT on masked words and next sentences; under msrun, on several workers.
+    """Pre-trains a GPT on next tokens, or a BERT on masked words and next sentences; under msrun, on several workers.
 
     Args:
-        data: folder that pretraining-data wrote.
+        data: folder that msllm data tokenize wrote, or a .bin file of it, for a GPT; that pretraining-data wrote, for
+            a BERT.
         training: options of the run; the batch size is that of each worker.
         output: folder of the result; gets model, tokenizer, log.jsonl, loss.png and checkpoints.
-        eval_data: folder of other examples, to evaluate on.
-        model: folder of a BERT to go on from, whose tokenizer built the data; without it, a new one of the sizes below.
+        eval_data: the like of data, to evaluate on; without it, a GPT is evaluated on validation.bin where data has it.
+        model: folder of a model to go on from, whose tokenizer built the data; without it, one of the sizes below.
+        family: of the new model; without it, gpt2 for token files and bert for examples of sentence pairs.
         hidden_size: width.
         layers: depth.
         heads: of attention.
-        intermediate_size: inner width of the feed-forward layers.
+        intermediate_size: inner width of the feed-forward layers; without it, 1024 for bert, else 4 x hidden_size.
         max_positions: longest sequence.
         dropout: of embeddings, outputs and attention weights.
+        block_size: tokens of a GPT's training example; without it, the longest that the model takes.
+        sampling: where a GPT's examples come from; random draws places in the data, and an epoch is as many examples
+            as fit into it; sequential goes through the data in windows, whose order is shuffled.
         resume: "auto" or a checkpoint folder: go on where an earlier run stopped.
         overwrite: replace what an earlier run left in the output folder.
     """
+    sizes = {"hidden_size": hidden_size, "layers": layers, "heads": heads, "intermediate_size": intermediate_size}
+    sizes |= {"max_positions": max_positions, "dropout": dropout}
+    job = _Job(data, training, output, eval_data, model, family, sizes, block_size, sampling).checked()
+    from msllm.training import checkpoint
+
+    checkpoint.source(output, resume, overwrite)
+    trainer = _bert_trainer(job) if job.family == "bert" else _gpt_trainer(job)
+    trainer.train(resume, overwrite)
+    if trainer.rank == 0:
+        command, option = ("predict", "--text '[MASK]'") if job.family == "bert" else ("generate", "--prompt TEXT")
+        print(f"saved {output}; try it: msllm {command} --model {output} {option}", file=sys.stderr)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """The options of pretrain that say what is trained, on what; ``sizes`` are those of a new model, by their names."""
+
+    data: str
+    training: TrainingArguments
+    output: str
+    eval_data: str | None
+    model: str | None
+    family: str | None
+    sizes: dict[str, Any]
+    block_size: int | None
+    sampling: str
+
+    def checked(self) -> "_Job":
+        """Returns the job with its family; UserError where options contradict each other or the data."""
+        defaults = {name: option.default for name, option in inspect.signature(pretrain).parameters.items()}
+        changed = [name for name, value in self.sizes.items() if value != defaults[name]]
+        if self.model is not None and changed:
+            raise UserError(f"{', '.join(changed)} and model were given, and a model has its sizes; give one of both")
+        family = self._family()
+        if family == "bert" and (self.block_size, self.sampling) != (None, "random"):
+            raise UserError(
+                "block_size and sampling are options for a GPT's token files, not for a BERT; leave them out"
+            )
+        inner, width = self.sizes["intermediate_size"], self.sizes["hidden_size"]
+        if family == "openai-gpt" and inner not in (None, 4 * width):
+            raise UserError(
+                f"intermediate_size is {inner}, and that of an openai-gpt is always 4 x hidden_size, here {4 * width}; "
+                f"leave it out"
+            )
+        return dataclasses.replace(self, family=family)
+
+    def _family(self) -> str:
+        """Returns the model type, from the options and what the data are for."""
+        from msllm.data.mindrecord import MANIFEST
+        from msllm.data.token_file import TRAIN
+
+        path, known = Path(self.data), ("bert", *_GPTS)
+        if self.family not in (None, *known):
+            raise UserError(
+                f"unknown family {self.family!r}{nearest(self.family, known)}; known are {', '.join(known)}"
+            )
+        ids = path.suffix == ".bin" or (path / TRAIN).is_file()
+        if not ids and not (path / MANIFEST).is_file():
+            raise UserError(
+                f"{path} has neither {TRAIN} nor {MANIFEST}; give a folder that msllm data tokenize (for a GPT) or "
+                f"msllm pretraining-data (for a BERT) wrote"
+            )
+        found = self.family or ("gpt2" if ids else "bert")
+        if self.model is not None:
+            from msllm.models.pretrained import read_config
+
+            found = read_config(self.model).get("model_type", found)
+            if self.family not in (None, found):
+                raise UserError(f"family is {self.family} and {self.model} holds a {found}; leave family out")
+        if (found == "bert") == ids:
+            holds, other = ("token ids, for a GPT", "pretraining-data")
+            if not ids:
+                holds, other = ("BERT's pairs of sentences", "data tokenize")
+            raise UserError(f"{path} holds {holds}, and the model is a {found}; make its data with msllm {other}")
+        return found
+
+
+def _bert_trainer(job: _Job):
+    """Returns the Trainer of masked words and next sentences."""
     import mindspore as ms
 
     from msllm.data.mindrecord import read_shards
-    from msllm.models.bert import BertConfig, BertForPreTraining
+    from msllm.models.bert import BertForPreTraining
     from msllm.parallel import start_workers
     from msllm.tokenization import load_tokenizer
-    from msllm.training import Trainer, checkpoint
+    from msllm.training import Trainer
     from msllm.training.pretraining import PRETRAINING, pretraining_accuracy
 
-    given = {"hidden_size": hidden_size, "layers": layers, "heads": heads, "intermediate_size": intermediate_size}
-    changed = [name for name, value in given.items() if value != inspect.signature(pretrain).parameters[name].default]
-    if model is not None and changed:
-        raise UserError(f"{', '.join(changed)} and model were given, and a model has its sizes; give one of both")
-    checkpoint.source(output, resume, overwrite)
     workers = start_workers()
-    tokenizer = load_tokenizer(data)
-    examples = read_shards(data, tokenizer)
-    eval_examples = None if eval_data is None else read_shards(eval_data, tokenizer)
-    ms.set_seed(training.seed)
-    if model is not None:
-        read_shards(data, load_tokenizer(model), f"the tokenizer of {model}")
-        network = BertForPreTraining.from_pretrained(model)
+    tokenizer = load_tokenizer(job.data)
+    examples = read_shards(job.data, tokenizer)
+    eval_examples = None if job.eval_data is None else read_shards(job.eval_data, tokenizer)
+    ms.set_seed(job.training.seed)
+    if job.model is not None:
+        read_shards(job.data, load_tokenizer(job.model), f"the tokenizer of {job.model}")
+        network = BertForPreTraining.from_pretrained(job.model)
     else:
-        sizes = {
-            "hidden_size": hidden_size,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "intermediate_size": intermediate_size,
-            "max_position_embeddings": max_positions,
-            "hidden_dropout_prob": dropout,
-            "attention_probs_dropout_prob": dropout,
-        }
-        tokens = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        network = BertForPreTraining(BertConfig.from_dict({**sizes, **tokens, "architectures": ["BertForPreTraining"]}))
+        network = _new_bert(job.sizes, tokenizer)
     longest = max(part.settings["max_length"] for part in (examples, eval_examples) if part is not None)
     if longest > network.config.max_position_embeddings:
         raise UserError(
@@ -168,12 +246,11 @@ def pretrain(
         f"most {longest} tokens",
         file=sys.stderr,
     )
-
-    trainer = Trainer(
+    return Trainer(
         network,
-        training,
+        job.training,
         examples,
-        output,
+        job.output,
         eval_examples,
         tokenizer.pad_token_id,
         PRETRAINING,
@@ -181,6 +258,136 @@ def pretrain(
         metrics=lambda: pretraining_accuracy(network, eval_examples, tokenizer.pad_token_id),
         workers=workers,
     )
-    trainer.train(resume, overwrite)
-    if trainer.rank == 0:
-        print(f"saved {output}; try it: msllm predict --model {output} --text '[MASK]'", file=sys.stderr)
+
+
+def _new_bert(sizes: dict[str, Any], tokenizer):
+    """Returns a BertForPreTraining with random weights."""
+    from msllm.models.bert import BertConfig, BertForPreTraining
+
+    values = {
+        "hidden_size": sizes["hidden_size"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "intermediate_size": _BERT_INNER if sizes["intermediate_size"] is None else sizes["intermediate_size"],
+        "max_position_embeddings": sizes["max_positions"],
+        "hidden_dropout_prob": sizes["dropout"],
+        "attention_probs_dropout_prob": sizes["dropout"],
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "architectures": ["BertForPreTraining"],
+    }
+    return BertForPreTraining(BertConfig.from_dict(values))
+
+
+def _gpt_trainer(job: _Job):
+    """Returns the Trainer of next tokens."""
+    import mindspore as ms
+
+    from msllm.commands.loading import check_vocabulary, require_causal
+    from msllm.data.token_file import Windows
+    from msllm.models.pretrained import from_pretrained
+    from msllm.parallel import start_workers
+    from msllm.tokenization import load_tokenizer
+    from msllm.training import Trainer
+    from msllm.training.blocks import BLOCKS
+
+    workers = start_workers()
+    owner = job.model or str(job.data if Path(job.data).is_dir() else Path(job.data).parent)
+    tokenizer = load_tokenizer(owner)
+    train, held_out = _token_files(job, tokenizer, f"the tokenizer of {owner}")
+    ms.set_seed(job.training.seed)
+    if job.model is not None:
+        network = from_pretrained(job.model)
+        require_causal(network, job.model)
+        check_vocabulary(tokenizer, network, job.model)
+    else:
+        network = _new_gpt(job.family, job.sizes, tokenizer)
+    block_size = _block_size(job, network, [part for part in (train, held_out) if part is not None])
+    training, examples = _gpt_examples(job, train, block_size, 1 if workers is None else workers.world)
+    print(
+        f"{type(network).__name__} with {sum(p.size for p in network.get_parameters()):,} parameters; "
+        f"{len(train):,} tokens, {len(examples):,} {job.sampling} examples of {block_size}; "
+        f"{0 if held_out is None else len(held_out):,} tokens to evaluate on",
+        file=sys.stderr,
+    )
+    return Trainer(
+        network,
+        training,
+        examples,
+        job.output,
+        None if held_out is None else Windows(held_out, block_size),
+        tokenizer.pad_token_id,
+        BLOCKS,
+        write_model=lambda folder: network.write_files(folder, tokenizer),
+        workers=workers,
+    )
+
+
+def _token_files(job: _Job, tokenizer, name: str) -> tuple:
+    """Returns the token files to train and to evaluate on; None for the second where there is none."""
+    from msllm.data.token_file import TRAIN, VALIDATION, TokenFile
+
+    data = Path(job.data)
+    train, held_out = (data / TRAIN, data / VALIDATION) if data.is_dir() else (data, None)
+    if job.eval_data is not None:
+        held_out = Path(job.eval_data)
+        if held_out.is_dir():
+            held_out = next((held_out / n for n in (VALIDATION, TRAIN) if (held_out / n).is_file()), held_out)
+    elif held_out is not None and not held_out.is_file():
+        held_out = None
+    return tuple(None if path is None else TokenFile.open(path, tokenizer, name) for path in (train, held_out))
+
+
+def _new_gpt(family: str, sizes: dict[str, Any], tokenizer):
+    """Returns a causal language model with random weights."""
+    from msllm.models.pretrained import model_class
+
+    values = {
+        "model_type": family,
+        "architectures": [_GPTS[family]],
+        "n_embd": sizes["hidden_size"],
+        "n_layer": sizes["layers"],
+        "n_head": sizes["heads"],
+        "n_positions": sizes["max_positions"],
+        **{f"{place}_pdrop": sizes["dropout"] for place in ("resid", "embd", "attn")},
+        "vocab_size": len(tokenizer),
+        **{f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos", "pad")},
+    }
+    if family == "gpt2":
+        values["n_inner"] = sizes["intermediate_size"]
+    cls = model_class(values, "the new model")
+    return cls(cls.config_class.from_dict(values))
+
+
+def _block_size(job: _Job, network, parts: list) -> int:
+    """Returns the tokens of an example; UserError where the model does not take them, or an id of the data."""
+    size = network.config.vocab_size
+    for part in parts:
+        if part.largest >= size:
+            raise UserError(
+                f"{part.path} has the id {part.largest}, and {job.model} knows {size} (vocab_size in config.json); "
+                f"tokenize the text with the tokenizer of the model"
+            )
+    longest = network.max_length
+    chosen = (longest or job.sizes["max_positions"]) if job.block_size is None else job.block_size
+    if chosen < 1 or (longest is not None and chosen > longest):
+        wanted = "lower block_size" if job.model is not None else "lower block_size or raise max_positions"
+        raise UserError(f"block_size is {chosen}, and the model takes 1 to {longest} tokens; {wanted}")
+    return chosen
+
+
+def _gpt_examples(job: _Job, tokens, block_size: int, world: int) -> tuple:
+    """Returns the options of training, with the number of steps where crops are drawn, and the examples."""
+    from msllm.data.token_file import RandomCrops, Windows
+
+    training = job.training
+    if job.sampling == "sequential":
+        return training, Windows(tokens, block_size)
+    rows = training.per_device_train_batch_size * world
+    if training.train_batch_tokens:
+        rows = max(1, training.train_batch_tokens // block_size)
+    rows *= training.gradient_accumulation_steps
+    if training.max_steps < 1:  # all the epochs are one set of crops: each would else repeat those of the first
+        crops = training.num_train_epochs * max(1, len(tokens) // block_size)
+        training = dataclasses.replace(training, max_steps=math.ceil(crops / rows))
+    return training, RandomCrops(tokens, block_size, training.max_steps * rows, training.seed)

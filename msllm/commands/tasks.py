@@ -1,4 +1,4 @@
-"""msllm finetune-task: a BERT and labelled data in, a classifier, tagger or reader with its figures out."""
+"""msllm finetune-task: a BERT or GPT and labelled data in, a classifier, tagger or reader with its figures out."""
 
 import dataclasses
 import json
@@ -6,13 +6,20 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from msllm.commands.loading import check_vocabulary
+from msllm.commands.task_models import choose_labels, is_gpt, length_for, open_for_task, task_classes
 from msllm.errors import UserError
 from msllm.training.arguments import TrainingArguments
 
 METRICS, PREDICTIONS, CONFUSION = "metrics.json", "predictions.jsonl", "confusion_matrix.png"
 # A question and a window of its context need more room than a sentence (Devlin et al. 2019's SQuAD runs).
-_MAX_LENGTH = {"text-classification": 128, "token-classification": 128, "question-answering": 384}
+_MAX_LENGTH = {
+    "text-classification": 128,
+    "token-classification": 128,
+    "question-answering": 384,
+    "similarity": 128,
+    "multiple-choice": 256,
+}
+_LM_WEIGHT = 0.5  # lambda of Radford et al. 2018, section 4.1
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -26,7 +33,7 @@ class TaskTrainingArguments(TrainingArguments):
 
 
 def finetune_task(
-    task: Literal["text-classification", "token-classification", "question-answering"],
+    task: Literal["text-classification", "token-classification", "question-answering", "similarity", "multiple-choice"],
     model: str,
     data: str,
     output: str,
@@ -39,16 +46,20 @@ def finetune_task(
     doc_stride: int = 128,
     max_answer_length: int = 30,
     answer_language: Literal["auto", "en", "zh"] = "auto",
+    lm_weight: float | None = None,
     limit: int | None = None,
     resume: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Fine-tunes a BERT on classes of texts, tags of words or answers to questions, and measures it.
+    """Fine-tunes a BERT or GPT on classes of texts, tags of words, answers or choices, and measures it.
 
     Args:
-        task: text-classification, token-classification or question-answering.
-        model: Hugging Face folder of a BERT, with any head or none.
-        data: training file: .tsv, .csv or .jsonl of texts; columns or .jsonl of tagged words; .json as SQuAD's.
+        task: of a BERT text-classification, token-classification or question-answering; of a GPT or GPT-2
+            text-classification (of two texts: entailment), similarity or multiple-choice.
+        model: Hugging Face folder of a BERT, GPT or GPT-2, with any head or none.
+        data: training file: .tsv, .csv or .jsonl of texts, a folder with a folder of .txt files for each label (IMDB),
+            or the name of a hub dataset and, after a colon, its split; columns or .jsonl of tagged words; .json as
+            SQuAD's; .jsonl of choices.
         output: folder of the result; gets model, tokenizer, log.jsonl, loss.png, metrics.json, predictions.jsonl of
             the last part that is measured and, of classes of texts, confusion_matrix.png.
         training: options of the run.
@@ -56,51 +67,54 @@ def finetune_task(
         test_data: file to evaluate on at the end only; where it has no labels, it is only predicted.
         labels: all labels, in order; without it those of the model where it has all of the data's, else the data's.
         label_names: JSON Lines file {"label": ..., "label_desc": ...} with a name for each label of texts.
-        max_length: most tokens of an example, 128 (questions: 384) or the model's positions where they are fewer.
+        max_length: most tokens of an example, 128 (questions 384, choices 256) or the model's positions where they are
+            fewer.
         doc_stride: of question-answering, tokens between the beginnings of two windows of a long context.
         max_answer_length: of question-answering, most tokens of an answer.
         answer_language: of question-answering, how answers are scored: en as SQuAD, zh as CMRC 2018.
+        lm_weight: of a GPT, what the loss of the next word counts beside the task's, by default 0.5; 0 turns it off.
         limit: use only the first records of each file.
         resume: "auto" or a checkpoint folder: go on where an earlier run stopped.
         overwrite: replace what an earlier run left in the output folder.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit {limit} leaves no records; give 1 or more")
-    from msllm.evaluation.tasks import TASKS, read_labelled
+    from msllm.evaluation.tasks import read_labelled
     from msllm.parallel import start_workers
     from msllm.training import checkpoint
 
-    network_class, positions = _bert(model, TASKS[task].architecture)
+    job_class, network_class, positions = task_classes(model, task)
     checkpoint.source(output, resume, overwrite)
     workers = start_workers()
     options = {"max_length": length_for(model, positions, max_length, _MAX_LENGTH[task])}
     if task == "question-answering":
         options |= {"doc_stride": doc_stride, "max_answer_length": max_answer_length, "language": answer_language}
     if labels is not None:
-        if task == "question-answering":
-            raise UserError("labels were given, and questions have answers, not labels; leave --labels out")
+        if task in ("question-answering", "multiple-choice"):
+            raise UserError(f"labels were given, and {task} has answers, not labels; leave --labels out")
         options["labels"] = labels
+    if is_gpt(job_class):
+        options["lm_weight"] = _LM_WEIGHT if lm_weight is None else lm_weight
+    elif lm_weight is not None:
+        raise UserError(f"lm_weight is {lm_weight}, and {model} is a BERT, which has no next word; leave it out")
     if label_names is not None:
         options["label_names"] = _label_names(task, labels, label_names)
-    job = TASKS[task](**options)
+    job = job_class(**options)
     parts = {"train": read_labelled(job, data, limit)}
     if eval_data is not None:
         parts["eval"] = read_labelled(job, eval_data, limit)
     if test_data is not None:
         parts["test"] = read_labelled(job, test_data, limit, needed=False)
-    choose_labels(job, parts["train"], model)
+    choose_labels(job, parts["train"], model, network_class)
     _run(job, network_class, model, parts, output, training, resume, overwrite, workers)
 
 
 def _run(job, network_class, model: str, parts: dict, output: str, training, resume, overwrite, workers) -> None:
     """Encodes, trains and measures."""
     from msllm.evaluation.tasks import evaluate, headline
-    from msllm.tokenization import load_tokenizer
     from msllm.training import Trainer
 
-    tokenizer = load_tokenizer(model)
-    network = new_model(network_class, model, job.labels, training.seed)
-    check_tokenizer(tokenizer, network, model)
+    network, tokenizer = open_for_task(job, network_class, model, training.seed)
     tokenizer.config["model_max_length"] = job.max_length  # as transformers: what texts are cut to
     examples = {}
     for part, records in parts.items():
@@ -163,72 +177,6 @@ def _write_results(job, results: dict[str, tuple[list[dict], dict | None]], outp
         print(figures_table(rows))
     if last and "confusion_matrix" in last:
         plot_confusion(last["confusion_matrix"], job.labels, output / CONFUSION)
-
-
-def new_model(network_class, folder: str, labels: list[str] | None, seed: int):
-    """Returns a model of a task on the body in ``folder``; what is new in it has the values of ``seed``."""
-    import mindspore as ms
-
-    from msllm import kernels
-
-    kernels.set_seed(seed)
-    ms.set_seed(seed)
-    return network_class.from_body(folder, labels)
-
-
-def choose_labels(job, records, model: str) -> None:
-    """Sets the labels of a task: the user's, else the model's where it knows all of the data's, else the data's."""
-    from msllm.models.bert import BertConfig
-    from msllm.models.pretrained import read_config
-
-    wanted = job.labels_of(records)
-    if wanted is None:
-        return
-    if job.labels is None:
-        config = BertConfig.from_dict(read_config(model))
-        fits = config.architectures[:1] == [job.architecture] and set(wanted) <= set(config.labels)
-        job.labels = config.labels if fits else wanted
-    if len(job.labels) < 2 or len(set(job.labels)) < len(job.labels):
-        raise UserError(
-            f"the labels are {', '.join(job.labels)}; expected two or more, all different; look at the data"
-        )
-
-
-def length_for(model: str, positions: int, wanted: int | None, default: int) -> int:
-    """Returns the most tokens of an example; UserError where more are wanted than the model has positions."""
-    if wanted is None:
-        return min(default, positions)
-    if not 1 <= wanted <= positions:
-        raise UserError(
-            f"max_length is {wanted}, {model} has max_position_embeddings = {positions}; give 1 to {positions}"
-        )
-    return wanted
-
-
-def check_tokenizer(tokenizer, network, model: str) -> None:
-    """Refuses a tokenizer of another model, or one without the special tokens of BERT."""
-    # Loading adds those that a vocabulary lacks, as transformers does, with ids that the model never saw.
-    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=False)
-    wanted = (tokenizer.unk_token, tokenizer.cls_token, tokenizer.sep_token)
-    missing = [token or "a special token" for token in wanted if token not in vocabulary]
-    if missing or tokenizer.prefix_ids[:1] != [tokenizer.cls_token_id]:
-        raise UserError(
-            f"{model}: the vocabulary lacks {', '.join(missing) or 'the rule that puts [CLS] before a text'}, which a "
-            f"BERT needs; use the tokenizer that belongs to the model"
-        )
-    check_vocabulary(tokenizer, network, model)
-
-
-def _bert(model: str, architecture: str) -> tuple[type, int]:
-    """Returns the class of a task and the model's positions; UserError where the folder holds no BERT."""
-    from msllm.models import bert
-    from msllm.models.pretrained import model_class, read_config
-
-    values = read_config(model)
-    if values.get("model_type") != "bert":
-        kind = model_class(values, f"{model}/config.json").__name__
-        raise UserError(f"{model} holds a {kind}, finetune-task wants a BERT; for this model use msllm finetune")
-    return getattr(bert, architecture), bert.BertConfig.from_dict(values).max_position_embeddings
 
 
 def _label_names(task: str, labels: list[str] | None, path: str) -> dict[str, str]:

@@ -23,6 +23,12 @@ def example_length(example: Mapping) -> int:
     return len(example["input_ids"])
 
 
+def lengths_of(dataset: Sequence[Mapping], length: Callable[[Mapping], int] = example_length) -> Sequence[int]:
+    """Returns what each example counts: ``dataset.lengths`` where it has that attribute, else ``length`` of each."""
+    known = getattr(dataset, "lengths", None)
+    return [length(example) for example in dataset] if known is None else known
+
+
 def collate(
     examples: Sequence[Mapping[str, Sequence[int]]],
     pad_token_id: int | None = None,
@@ -201,7 +207,7 @@ def batches(
     """Yields an epoch's batches, as collate makes them, in the order that batch_indices gives.
 
     Args:
-        dataset: encoded examples.
+        dataset: encoded examples; where it has ``lengths``, examples are made only for the batches they are in.
         batch_size: examples in a batch over all workers, so that the order does not depend on their number.
         start: the batch to begin with, when resuming.
         rank, world: this worker takes the rank-th of ``world`` equal slices of each batch; in a last batch that is
@@ -209,7 +215,7 @@ def batches(
         pad_token_id, pad_to_multiple_of: see collate.
         seed, epoch, shuffle, drop_last, group_by_length, max_tokens: see batch_indices.
         collate: what makes a batch of examples, where it is not the padding of token ids and labels alone.
-        length: what an example counts for ``group_by_length`` and ``max_tokens``.
+        length: what an example counts for ``group_by_length`` and ``max_tokens``; see lengths_of.
 
     Raises:
         UserError: ``world`` does not divide ``batch_size``; and as batch_indices.
@@ -219,7 +225,7 @@ def batches(
             f"batch_size {batch_size} cannot be split for worker {rank} of {world}; give a multiple of {world}"
         )
     plan = batch_indices(
-        [length(example) for example in dataset],
+        lengths_of(dataset, length),
         batch_size,
         seed=seed,
         epoch=epoch,

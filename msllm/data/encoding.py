@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from msllm.data.formats import Record
+from msllm.data.summaries import TL_DR, prompt_ids, summary_text
 from msllm.errors import UserError
 from msllm.tokenization import Tokenizer
 
@@ -49,7 +50,7 @@ def encode_records(
     report = EncodingReport()
     for record in records:
         whole = _encode_whole(record, tokenizer)
-        kept = _fit(whole, max_length, record.text is not None, tokenizer.bos_token_id)
+        kept = _fit(whole, record, tokenizer, max_length)
         report.records += 1
         report.dropped += not kept
         report.examples += len(kept)
@@ -73,19 +74,24 @@ def encode_record(record: Record, tokenizer: Tokenizer, max_length: int) -> list
     before an answer are exactly those that generation starts from: the prompt, rendered with
     ``add_generation_prompt=True``, encoded. Later turns join the same example as long as that holds; where a template
     shows an earlier answer otherwise than it was trained (dropped thoughts, merged tokens), they start a new one.
+    Summaries are trained likewise behind the ids that msllm.data.summaries.prompt_ids makes of their article.
     Texts are trained on every token and on the eos at their end.
 
     Args:
         record: see msllm.data.formats.
         tokenizer: its chat template lays out messages.
         max_length: most ids in an example. Of a prompt that is too long the end is kept (after the bos), at least
-            half of ``max_length``; an answer or a conversation that is too long loses its end. Texts are cut in
-            pieces that share one token, so that every token is predicted once.
+            half of ``max_length``; an answer or a conversation that is too long loses its end. An article gives
+            its end up for its summary; a summary that leaves no room loses its own behind half of ``max_length``.
+            Texts are cut in pieces that share one token, so that every token is predicted once.
 
     Returns:
         Mostly one example; more for long texts; none when nothing is left to train on.
+
+    Raises:
+        UserError: the tokenizer has no eos, the chat template refuses the record, or no part of an article fits.
     """
-    return _fit(_encode_whole(record, tokenizer), max_length, record.text is not None, tokenizer.bos_token_id)
+    return _fit(_encode_whole(record, tokenizer), record, tokenizer, max_length)
 
 
 def trained_count(example: Example) -> int:
@@ -104,6 +110,11 @@ def _encode_whole(record: Record, tokenizer: Tokenizer) -> list[Example]:
             "the tokenizer has no eos_token, so the model could not learn to stop; name one in tokenizer_config.json"
         )
     stops = frozenset(tokenizer.eos_token_ids)
+    if record.article is not None:
+        prompt = prompt_ids(record.article, tokenizer)
+        mark = tokenizer.encode(TL_DR, add_special_tokens=False)
+        answer = _answer_ids(TL_DR, summary_text(record.completion), mark, tokenizer, [])
+        return [_join(prompt, answer, stops, tokenizer.eos_token_id)] if record.completion.strip() else []
     if record.messages is None:
         prompt = tokenizer.prefix_ids + tokenizer.encode(record.prompt, add_special_tokens=False)
         answer = _answer_ids(record.prompt, record.completion, prompt, tokenizer, tokenizer.prefix_ids)
@@ -171,17 +182,33 @@ def _join(prompt: list[int], answer: list[int], stops: frozenset[int], eos: int)
     return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
 
 
-def _fit(examples: list[Example], max_length: int, is_text: bool, bos: int | None) -> list[Example]:
-    if is_text:
+def _fit(examples: list[Example], record: Record, tokenizer: Tokenizer, max_length: int) -> list[Example]:
+    if record.text is not None:
         step = max(max_length - 1, 1)
         examples = [
             {key: values[start : start + max_length] for key, values in example.items()}
             for example in examples
             for start in range(0, max(len(example["input_ids"]) - 1, 1), step)
         ]
+    elif record.article is not None:
+        examples = [_shorten_article(example, record, tokenizer, max_length) for example in examples]
     else:
-        examples = [_truncate(example, max_length, bos) for example in examples]
+        examples = [_truncate(example, max_length, tokenizer.bos_token_id) for example in examples]
     return [example for example in examples if trained_count(example)]
+
+
+def _shorten_article(example: Example, record: Record, tokenizer: Tokenizer, max_length: int) -> Example:
+    if len(example["input_ids"]) <= max_length:
+        return example
+    answer = [label for label in example["labels"] if label != IGNORED]
+    least = len(tokenizer.prefix_ids) + len(tokenizer.encode(TL_DR, add_special_tokens=False)) + 1
+    room = max_length - len(answer)
+    try:
+        prompt = prompt_ids(record.article, tokenizer, room if room >= least else max_length // 2)
+    except UserError as e:
+        raise UserError(f"{record.source}: {e}") from None
+    answer = answer[: max_length - len(prompt)]
+    return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
 
 
 def _truncate(example: Example, max_length: int, bos: int | None) -> Example:

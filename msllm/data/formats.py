@@ -19,6 +19,12 @@ Prompt and completion (joined as they are, without a chat template)::
 
     {"prompt": "The capital of France is", "completion": " Paris."}
 
+Article and summary, one after the other with "TL;DR:" between them; NLPCC 2017 names the summary ``summarization`` (and
+writes ``<Paragraph>`` for a line feed), CNN/Daily Mail ``highlights``; LCSTS's .txt files are read as well, see
+msllm.data.summaries::
+
+    {"article": "It rained all day. The match was put off.", "summary": "Rain stops play."}
+
 Text, for pre-training; or a .txt file, whose documents are separated by blank lines::
 
     {"text": "Once upon a time ..."}
@@ -42,16 +48,21 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "function_call": "assistant",
 }
-_EXPECTED = "instruction and output (Alpaca), conversations (ShareGPT), messages, prompt and completion, or text"
+SUMMARY_KEYS = ("summary", "summarization", "highlights")
+_EXPECTED = (
+    "instruction and output (Alpaca), conversations (ShareGPT), messages, prompt and completion, article and summary, "
+    "or text"
+)
 
 
 @dataclass(frozen=True)
 class Record:
-    """One training record: ``messages``, or ``prompt`` with ``completion``, or ``text``.
+    """One training record: ``messages``, or ``prompt`` with ``completion``, or ``article`` with it, or ``text``.
 
     Attributes:
         messages: [{"role": ..., "content": ...}, ...] with at least one assistant turn; a turn that calls tools has
             ``tool_calls`` in OpenAI's form.
+        completion: what follows the prompt, or the article's summary.
         tools: the tool descriptions that the chat template shows the model.
         source: where it comes from, for error messages: "train.jsonl, record 3".
     """
@@ -60,6 +71,7 @@ class Record:
     prompt: str | None = None
     completion: str | None = None
     text: str | None = None
+    article: str | None = None
     tools: Any = None
     source: str = "record"
 
@@ -86,6 +98,8 @@ def parse_record(raw: Any, source: str = "record") -> Record:
         return Record(
             prompt=_string(raw, "prompt", source), completion=_string(raw, "completion", source), source=source
         )
+    if "article" in raw:
+        return _summarised(raw, source)
     if "text" in raw:
         return Record(text=_string(raw, "text", source), source=source)
     raise UserError(
@@ -109,6 +123,16 @@ def _alpaca(raw: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], ...
         question += "\n" + _string(raw, "input", source)
     answer = _string(raw, "output", source)
     return (*messages, {"role": "user", "content": question}, {"role": "assistant", "content": answer})
+
+
+def _summarised(raw: Mapping[str, Any], source: str) -> Record:
+    article = _string(raw, "article", source)
+    summary = _string(raw, next((key for key in SUMMARY_KEYS if key in raw), SUMMARY_KEYS[0]), source)
+    if "summarization" in raw:
+        article, summary = (text.replace("<Paragraph>", "\n") for text in (article, summary))
+    if not article.strip():
+        raise UserError(f"{source}: article is empty; mend or remove it")
+    return Record(article=article, completion=summary, source=source)
 
 
 def _conversation(raw: Mapping[str, Any], key: str, source: str) -> tuple[Mapping[str, Any], ...]:

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from msllm.data.formats import Record, parse_record
+from msllm.data.formats import SUMMARY_KEYS, Record, parse_record
 from msllm.data.order import random_order
+from msllm.data.summaries import is_lcsts, parse_lcsts
 from msllm.errors import UserError, nearest
 from msllm.files import read_json, read_text
 
 SUFFIXES = (".json", ".jsonl", ".txt")
+# NLPCC 2017 keeps a JSON object a line in a .txt file.
+_SUMMARY_LINES = re.compile(rf'\s*\{{\s*"(?:article|{"|".join(SUMMARY_KEYS)})"\s*:')
 T = TypeVar("T")
 
 
@@ -23,6 +26,7 @@ def load_records(
     seed: int | None = None,
     split_text: bool = True,
     split: str = "train",
+    min_score: int | None = None,
 ) -> list[Record]:
     """Loads training records in any of the formats that msllm.data.formats describes.
 
@@ -33,6 +37,7 @@ def load_records(
         seed: of that choice.
         split_text: blank lines in a .txt file separate documents; False: the file is one document.
         split: the part of a hub dataset.
+        min_score: of files of LCSTS only: the least human_label; see msllm.data.summaries.
 
     Returns:
         At least one record.
@@ -48,13 +53,14 @@ def load_records(
         if not files:
             found = ", ".join(sorted(file.name for file in path.iterdir())[:20])
             raise UserError(f"{path} has no {', '.join(SUFFIXES)} file; it holds: {found or 'nothing'}")
-        records = [record for file in files for record in _read_file(file, split_text)]
+        records = [record for file in files for record in _read_file(file, split_text, min_score)]
     elif path.is_file():
-        records = _read_file(path, split_text)
+        records = _read_file(path, split_text, min_score)
     elif path.suffix in SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
         names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{source} does not exist{nearest(path.name, names)}; check the path")
     else:
+        _refuse_score(min_score, str(source))
         records = [
             parse_record({key: value for key, value in row.items() if value is not None}, f"{source}, record {n}")
             for n, row in read_hub_rows(str(source), split)
@@ -64,6 +70,22 @@ def load_records(
     if seed is None:
         return records[:limit]
     return [records[i] for i in sorted(random_order(len(records), seed)[:limit])]
+
+
+def load_summaries(
+    source: str | Path, limit: int | None = None, min_score: int | None = None, split: str = "train"
+) -> list[Record]:
+    """Loads articles with their summaries; arguments and errors as load_records, which reads other records too.
+
+    Raises:
+        UserError: a record of another kind, or with an empty summary.
+    """
+    records = load_records(source, limit=limit, min_score=min_score, split=split)
+    for record in records:
+        if record.article is None or not record.completion.strip():
+            lack = "is no article with its summary" if record.article is None else "has an empty summary"
+            raise UserError(f'{record.source} {lack}; expected {{"article": ..., "summary": ...}} or LCSTS; mend it')
+    return records
 
 
 def train_validation_split(
@@ -92,7 +114,14 @@ def train_validation_split(
     )
 
 
-def _read_file(path: Path, split_text: bool) -> list[Record]:
+def _refuse_score(min_score: int | None, name: str) -> None:
+    if min_score is not None:
+        raise UserError(
+            f"min_score is {min_score}, and {name} is no file of LCSTS, which alone has scores; leave it out"
+        )
+
+
+def _read_file(path: Path, split_text: bool, min_score: int | None) -> list[Record]:
     if path.suffix not in SUFFIXES:
         raise UserError(
             f"{path} has the ending {path.suffix or 'none'!r}, expected one of {', '.join(SUFFIXES)}; "
@@ -101,11 +130,14 @@ def _read_file(path: Path, split_text: bool) -> list[Record]:
     text = read_text(path)
     if not text.strip():
         raise UserError(f"{path} is empty; expected records such as those in the help of msllm.data.formats")
-    if path.suffix == ".txt":
+    if path.suffix == ".txt" and is_lcsts(text):
+        return parse_lcsts(text, path, min_score)
+    _refuse_score(min_score, str(path))
+    if path.suffix == ".txt" and not _SUMMARY_LINES.match(text):
         parts = re.split(r"\n\s*\n", text) if split_text else [text]
         documents = [part.strip("\r\n") if split_text else part for part in parts if part.strip()]
         return [Record(text=part, source=f"{path}, document {n}") for n, part in enumerate(documents, 1)]
-    if path.suffix == ".jsonl" or _is_lines(text):
+    if path.suffix in (".jsonl", ".txt") or _is_lines(text):
         numbered: Iterable[tuple[str, Any]] = ((f"line {n}", row) for n, row in json_lines(path, text))
     else:
         values = read_json(path)

@@ -1,13 +1,14 @@
 """Labelled texts and tagged sentences: reading their files and encoding them for a BERT.
 
-Texts and pairs of texts, to classify (.tsv, .csv, .jsonl)::
+Texts and pairs of texts, to classify (.tsv, .csv, .jsonl; a hub dataset has the same columns)::
 
     label<TAB>text_a<TAB>text_b                                   a header names the columns, in any order
     a stirring , funny film<TAB>1                                 without a header the last column is the label
     {"sentence1": "Is it far?", "sentence2": "Is it near?", "label": 0}
 
 The first text is named text, text_a, sentence or sentence1, the second one, which may be missing, text_b or sentence2.
-In .tsv files a quote is a character like any other; .csv files quote as spreadsheets do.
+In .tsv files a quote is a character like any other; .csv files quote as spreadsheets do. A folder, such as a part of
+IMDB (Maas et al. 2011), has a folder for each label, neg/ and pos/, with a .txt file for each text; unsup/ is left out.
 
 Sentences with a tag a token, to recognise entities (.jsonl; any other ending is columns)::
 
@@ -24,13 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msllm.data.encoding import IGNORED
-from msllm.data.loading import json_lines
+from msllm.data.loading import json_lines, read_hub_rows
 from msllm.errors import UserError, nearest
 from msllm.files import read_text
 from msllm.tokenization import Tokenizer
 
 TEXT, PAIR, LABEL = ("text", "text_a", "sentence", "sentence1"), ("text_b", "sentence2"), ("label",)
 TAGS = ("ner_tags", "tags", "labels")
+_HUB_NAME = r"[\w.-]+(/[\w.-]+)?(:[\w-]+)?"
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,23 @@ class TaskReport:
 def read_texts(path: str | Path, limit: int | None = None) -> list[LabelledText]:
     """Reads labelled texts, the first ``limit`` of them; the formats stand at the top of this module.
 
+    Args:
+        path: a file or folder, or the name of a hub dataset and, after a colon, its split: "imdb:test", train by
+            default.
+        limit: of a folder, as many of every label as of the others.
+
     Raises:
-        UserError: a missing or empty file, an unknown ending, columns or keys that are not there, an empty text.
+        UserError: a missing or empty file, an unknown ending, columns or keys that are not there, an empty text, labels
+            of which some are numbers and some are names.
     """
-    path = Path(path)
+    name, path = str(path), Path(path)
+    if path.is_dir():
+        return _folder_texts(path, limit)
+    if not path.exists() and re.fullmatch(_HUB_NAME, name) and not path.suffix:
+        hub, _, split = name.partition(":")
+        rows = itertools.islice(read_hub_rows(hub, split or "train"), limit)
+        texts = [_labelled(row, f"{hub}, record {number}") for number, row in rows]
+        return _checked(texts, name)
     if path.suffix not in (".tsv", ".csv", ".jsonl"):
         raise UserError(f"{path} has the ending {path.suffix or 'none'!r}, expected .tsv, .csv or .jsonl; convert it")
     text = _content(path)
@@ -95,7 +110,41 @@ def read_texts(path: str | Path, limit: int | None = None) -> list[LabelledText]
     texts = [_labelled(row, f"{path}, line {line}") for line, row in itertools.islice(rows, limit)]
     if not texts:
         raise UserError(f"{path} has a header and nothing below it; add records")
+    return _checked(texts, path)
+
+
+def _folder_texts(path: Path, limit: int | None) -> list[LabelledText]:
+    labels = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and folder.name != "unsup")
+    files = {label: sorted((path / label).glob("*.txt")) for label in labels}
+    empty = [label for label in labels if not files[label]]
+    if len(labels) < 2 or empty:
+        found = f"no .txt file in {empty[0]}" if empty else f"{len(labels)} folders"
+        raise UserError(
+            f"{path} is a folder with {found}; expected a folder of .txt files for each of two labels or more, such as "
+            f"neg and pos; give that folder, or a file"
+        )
+    # Turn by turn, so that the first records of a limit are not all of one label.
+    turns = itertools.zip_longest(*([(label, file) for file in files[label]] for label in labels))
+    chosen = itertools.islice((pair for turn in turns for pair in turn if pair is not None), limit)
+    return [_labelled({"text": read_text(file), "label": label}, str(file)) for label, file in chosen]
+
+
+def _checked(texts: list[LabelledText], where: str | Path) -> list[LabelledText]:
+    """Refuses labels of which some are numbers and some are names: mostly two files in one."""
+    kinds: dict[bool, LabelledText] = {}
+    for text in texts:
+        if text.label is not None:
+            kinds.setdefault(_is_number(text.label), text)
+    if len(kinds) == 2:
+        raise UserError(
+            f"{kinds[False].source} has the label {kinds[False].label!r}, a name, and {kinds[True].source} "
+            f"{kinds[True].label!r}, a number; expected one kind in {where}; correct one of them"
+        )
     return texts
+
+
+def _is_number(label: str) -> bool:
+    return re.fullmatch(r"[+-]?[0-9]+", label) is not None
 
 
 def _content(path: Path) -> str:
@@ -170,7 +219,7 @@ def _labelled(row: Mapping, source: str) -> LabelledText:
 def label_list(labels: Iterable[str]) -> list[str]:
     """Returns the different labels in order: by value where all are whole numbers, else by their letters."""
     found = sorted(set(labels))
-    return sorted(found, key=int) if all(re.fullmatch(r"[+-]?[0-9]+", label) for label in found) else found
+    return sorted(found, key=int) if all(map(_is_number, found)) else found
 
 
 def read_label_names(path: str | Path) -> dict[str, str]:

@@ -6,18 +6,17 @@ import numpy as np
 
 from msllm import data
 from msllm.training.objective import Objective
-from msllm.training.task_objectives import forward
 
 
 def predict_batches(
     model, examples: Sequence[Mapping], objective: Objective, pad_token_id: int | None = None, batch_size: int = 32
 ) -> list[tuple[np.ndarray, ...]]:
-    """Returns the outputs of a BERT for each example, in the order of the examples.
+    """Returns a model's outputs for each example, in the order of the examples.
 
     Args:
         model: called in inference mode; it is left in the mode that it was in.
         examples: encoded, each with what the objective's collate asks for.
-        objective: how examples become a batch.
+        objective: how examples become a batch, and a batch outputs.
         pad_token_id: what fills short rows; None pads with 0.
         batch_size: examples a forward pass; those of like length go together.
 
@@ -31,7 +30,7 @@ def predict_batches(
     lengths = [data.example_length(example) for example in examples]
     for indices in data.batch_indices(lengths, batch_size, shuffle=False, group_by_length=True):
         batch = objective.collate([examples[i] for i in indices], pad_token_id)
-        outputs = [output.asnumpy() for output in forward(model, objective.to_device(batch)[0])]
+        outputs = [output.asnumpy() for output in objective.outputs(model, objective.to_device(batch)[0])]
         for row, i in enumerate(indices):
             found[i] = tuple(output[row] for output in outputs)
     model.set_train(was_training)

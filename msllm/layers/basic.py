@@ -29,6 +29,11 @@ def _initial(shape, init) -> Tensor:
     return initializer(Normal(init) if isinstance(init, float) else init, shape, ms.float32)
 
 
+def drawn(shape: tuple[int, ...], init) -> np.ndarray:
+    """Returns initial values, float32; ``init`` as for parameter."""
+    return _initial(shape, init).init_data().asnumpy()
+
+
 @contextlib.contextmanager
 def no_initial_values():
     """While open, new parameters hold no values: those of a checkpoint follow, and drawing half a billion is slow."""

@@ -5,8 +5,6 @@ transformers does with return_dict=False.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
 
 from mindspore import nn, ops
 
@@ -17,22 +15,19 @@ from msllm.layers import (
     LayerNorm,
     Linear,
     attend,
-    initialise,
-    no_initial_values,
     parameter,
     positions,
 )
 from msllm.layers.basic import GELU_KINDS
-from msllm.models.config import ModelConfig
-from msllm.models.pretrained import PretrainedModel, read_config
-from msllm.models.weights import read_weights
+from msllm.models.config import LabelledConfig
+from msllm.models.pretrained import PretrainedModel
 
 DEFAULT_ARCHITECTURE = "BertForMaskedLM"
 
 
 @dataclasses.dataclass(kw_only=True)
-class BertConfig(ModelConfig):
-    """Hugging Face's config.json of a BERT; ``id2label`` names the classes of a classification head."""
+class BertConfig(LabelledConfig):
+    """Hugging Face's config.json of a BERT."""
 
     model_type: str = "bert"
     architectures: list[str] = dataclasses.field(default_factory=lambda: ["BertForMaskedLM"])
@@ -49,7 +44,6 @@ class BertConfig(ModelConfig):
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     classifier_dropout: float | None = None
-    id2label: dict[str, str] | None = None
 
     def check(self) -> None:
         super().check()
@@ -65,18 +59,6 @@ class BertConfig(ModelConfig):
         self._one_of("hidden_act", *GELU_KINDS)
         self._shares("hidden_dropout_prob", "attention_probs_dropout_prob")
         self._one_of("tie_word_embeddings", True)
-
-    @property
-    def num_labels(self) -> int:
-        """Classes of a classification head; two where the file names none, as in transformers."""
-        return len(self.id2label) if self.id2label else self.extra.get("num_labels", 2)
-
-    @property
-    def labels(self) -> list[str]:
-        """The names of the classes by their number, LABEL_0 and so on where the file names none."""
-        if not self.id2label:
-            return [f"LABEL_{i}" for i in range(self.num_labels)]
-        return [self.id2label[i] for i in sorted(self.id2label, key=int)]
 
 
 class BertEmbeddings(nn.Cell):
@@ -235,39 +217,12 @@ class BertHead(PretrainedModel):
     config_class = BertConfig
     base_model_prefix = "bert"
     new_heads = ("bert.pooler.", "cls.", "classifier.", "qa_outputs.")
+    task_heads = ("classifier.", "qa_outputs.")
 
     def __init__(self, config: BertConfig, pooler: bool):
         super().__init__(config)
         self.bert = BertModel(config, pooler)
         self.has_pooler = pooler
-
-    @classmethod
-    def from_body(cls, folder: str | Path, labels: Sequence[str] | None = None):
-        """Builds this class on the body of any BERT folder, in inference mode.
-
-        Args:
-            folder: as for from_pretrained; which class its config.json names does not matter.
-            labels: the classes of a classification head. The folder's head is kept where it is this class with the
-                same labels; else the head is new, with random values.
-
-        Raises:
-            UserError: as from_pretrained.
-        """
-        values, own = read_config(folder), {"architectures": [cls.__name__]}
-        found = BertConfig.from_dict(values)
-        if labels is not None:
-            own["id2label"] = {str(i): name for i, name in enumerate(labels)}
-            own["label2id"] = {name: i for i, name in enumerate(labels)}
-        body = {k: v for k, v in values.items() if k not in ("id2label", "label2id", "num_labels", "problem_type")}
-        with no_initial_values():
-            model = cls(BertConfig.from_dict({**body, **own}))
-        tensors = read_weights(folder)
-        if found.architectures[:1] != own["architectures"] or (labels is not None and found.labels != list(labels)):
-            tensors = {k: v for k, v in tensors.items() if not k.startswith(("classifier.", "qa_outputs."))}
-        parameters = {p.name: p for p in model.get_parameters()}
-        for name in model.load(tensors, folder):
-            initialise(parameters[name])
-        return model.set_train(False)
 
     def sanitize(self, tensors):
         """Drops the decoder, which is the word embedding, and a pooler that this head has no use for."""

@@ -1,9 +1,10 @@
-"""What the models that predict the next token share: the head, tied or not, and the step of decoding."""
+"""What the models that predict the next token share: the head, tied or not, the step of decoding, a classifier."""
 
-from mindspore import nn
+import numpy as np
+from mindspore import nn, ops
 
 from msllm import kernels
-from msllm.layers import KVCache, Linear
+from msllm.layers import Dropout, KVCache, Linear, drawn, positions
 from msllm.models.config import ModelConfig
 from msllm.models.pretrained import PretrainedModel
 
@@ -87,3 +88,65 @@ class CausalLM(PretrainedModel):
         """Leaves out what is not a parameter here: a tied head, and the rotary buffers of old files."""
         drop = (".rotary_emb.inv_freq", *(("lm_head.weight",) if self.tied else ()))
         return {name: tensor for name, tensor in tensors.items() if not name.endswith(drop)}
+
+
+class SequenceClassifier(PretrainedModel):
+    """The body of a causal model and a linear map of one token's hidden state onto classes, without a bias.
+
+    That token has seen all before it: mostly the last one (Radford et al. 2018, section 3.2).
+
+    Args:
+        config: num_labels, initializer_range and summary_first_dropout, the dropout before the map, are read.
+        body: see CausalLM.
+    """
+
+    embedding_name = ""
+    new_heads = ("score.",)
+    task_heads = ("score.",)
+
+    def __init__(self, config: ModelConfig, body: nn.Cell):
+        super().__init__(config)
+        setattr(self, self.base_model_prefix, body)
+        self.dropout = Dropout(config.summary_first_dropout)
+        width = self.word_embedding.shape[1]
+        self.score = Linear(width, config.num_labels, False, config.initializer_range)
+
+    @property
+    def word_embedding(self):
+        """The parameter (V, D)."""
+        return getattr(getattr(self, self.base_model_prefix), self.embedding_name).weight
+
+    def construct(self, input_ids, attention_mask=None, ends=None, words: bool = False):
+        """Returns (logits (B, L),), with ``words`` also the next tokens' logits (B, T, V), through the embedding.
+
+        Args:
+            input_ids, attention_mask: as for CausalLM.
+            ends: int32 (B,), the place of the token that is classified in the flat batch, b * T + t; default the last
+                real token of each row.
+        """
+        if words and kernels.active() == "cpu":
+            with kernels.tied(self.word_embedding):
+                return self._logits(input_ids, attention_mask, ends, words)
+        return self._logits(input_ids, attention_mask, ends, words)
+
+    def _logits(self, input_ids, attention_mask, ends, words):
+        x_BTD = getattr(self, self.base_model_prefix)(input_ids, attention_mask)
+        B, T, D = x_BTD.shape
+        if ends is None:
+            places = positions(T) + 1
+            last = ops.broadcast_to(places, (B, T)) if attention_mask is None else places * attention_mask
+            ends = last.max(axis=1) - 1 + positions(B).reshape(-1) * T
+        logits = self.score(self.dropout(kernels.embedding(ends, x_BTD.reshape(-1, D))))
+        return (logits, kernels.linear(x_BTD, self.word_embedding)) if words else (logits,)
+
+    @classmethod
+    def with_more_words(cls, tensors, config):
+        """Gives the tokens that a file does not know random embeddings; see from_body."""
+        name = next(name for name in tensors if name.endswith(f"{cls.embedding_name}.weight"))
+        count, width = tensors[name].shape
+        new = drawn((config.vocab_size - count, width), config.initializer_range)
+        return {**tensors, name: np.concatenate([tensors[name], new])}
+
+    def sanitize(self, tensors):
+        """Leaves out a head that predicts words."""
+        return {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}

@@ -66,3 +66,28 @@ class ModelConfig:
         value = getattr(self, name)
         if value not in allowed:
             raise UserError(f"config.json: {name} is {value!r}; supported are {', '.join(allowed)}")
+
+
+@dataclasses.dataclass(kw_only=True)
+class LabelledConfig(ModelConfig):
+    """Of families that classify too; ``id2label`` names the classes of a classification head."""
+
+    id2label: dict[str, str] | None = None
+
+    def to_dict(self) -> dict:
+        values = super().to_dict()
+        if self.id2label is None:
+            del values["id2label"]
+        return values
+
+    @property
+    def num_labels(self) -> int:
+        """Classes of a classification head; two where the file names none, as in transformers."""
+        return len(self.id2label) if self.id2label else self.extra.get("num_labels", 2)
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes by their number, LABEL_0 and so on where the file names none."""
+        if not self.id2label:
+            return [f"LABEL_{i}" for i in range(self.num_labels)]
+        return [self.id2label[i] for i in sorted(self.id2label, key=int)]

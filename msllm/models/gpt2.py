@@ -8,15 +8,15 @@ from mindspore import nn
 from msllm import kernels
 from msllm.layers import BlockParts, Dropout, Embedding, LayerNorm, Linear, attend_packed, positions, run_blocks
 from msllm.layers.basic import GELU_KINDS
-from msllm.models.causal_lm import CausalLM
-from msllm.models.config import ModelConfig
+from msllm.models.causal_lm import CausalLM, SequenceClassifier
+from msllm.models.config import LabelledConfig
+from msllm.models.weights import conv1d_to_linear, linear_to_conv1d
 
 DEFAULT_ARCHITECTURE = "GPT2LMHeadModel"
-_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
 @dataclasses.dataclass(kw_only=True)
-class GPT2Config(ModelConfig):
+class GPT2Config(LabelledConfig):
     """Hugging Face's config.json of a GPT-2."""
 
     aliases: ClassVar[dict[str, str]] = {
@@ -42,6 +42,7 @@ class GPT2Config(ModelConfig):
     initializer_range: float = 0.02
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
+    summary_first_dropout: float = 0.1
 
     def check(self) -> None:
         super().check()
@@ -158,15 +159,12 @@ class GPT2Model(nn.Cell):
         return self.ln_f.add(x_BTD, update_BTD)[1]
 
 
-class GPT2LMHeadModel(CausalLM):
-    """GPT-2 with a head that predicts the next token."""
+class _GPT2:
+    """What the classes below share: names, sizes and the layout of the files."""
 
     config_class = GPT2Config
     base_model_prefix = "transformer"
     embedding_name = "wte"
-
-    def __init__(self, config: GPT2Config):
-        super().__init__(config, GPT2Model(config))
 
     @property
     def cache_shape(self) -> tuple[int, int, int]:
@@ -178,13 +176,25 @@ class GPT2LMHeadModel(CausalLM):
         return self.config.n_positions
 
     def sanitize(self, tensors):
-        """Transposes Conv1D weights from (in, out) to (out, in); drops the causal masks that old files carry."""
-        kept = super().sanitize(tensors)
-        masks = (".attn.bias", ".attn.masked_bias")
-        return {k: v.T if k.endswith(_TRANSPOSED) else v for k, v in kept.items() if not k.endswith(masks)}
+        """Transposes Conv1D weights; drops the causal masks that old files carry."""
+        return conv1d_to_linear(super().sanitize(tensors))
 
     def unsanitize(self, tensors):
-        return {k: v.T if k.endswith(_TRANSPOSED) else v for k, v in tensors.items()}
+        return linear_to_conv1d(tensors)
+
+
+class GPT2LMHeadModel(_GPT2, CausalLM):
+    """GPT-2 with a head that predicts the next token."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__(config, GPT2Model(config))
+
+
+class GPT2ForSequenceClassification(_GPT2, SequenceClassifier):
+    """GPT-2 with a linear map of the last token onto classes."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__(config, GPT2Model(config))
 
 
 def _residual_std(config: GPT2Config) -> float:

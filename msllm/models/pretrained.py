@@ -3,6 +3,7 @@
 import importlib
 import logging
 import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,13 @@ class PretrainedModel(nn.Cell):
         config_class: the family's configuration.
         base_model_prefix: the attribute that holds the body; files of a bare body lack this prefix.
         new_heads: beginnings of tensor names that a checkpoint may lack: a new head starts from its initial values.
+        task_heads: those of heads that belong to one task.
     """
 
     config_class: type[ModelConfig]
     base_model_prefix = ""
     new_heads: tuple[str, ...] = ()
+    task_heads: tuple[str, ...] = ()
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -45,6 +48,38 @@ class PretrainedModel(nn.Cell):
         for name in model.load(weights.read_weights(folder), folder):
             initialise(parameters[name])
         return model
+
+    @classmethod
+    def from_body(cls, folder: str | Path, labels: Sequence[str] | None = None, **own):
+        """Builds this class on the body of any folder of its family, in inference mode.
+
+        Args:
+            folder: as for from_pretrained; which class its config.json names does not matter.
+            labels: the classes of a classification head. The folder's head is kept where it is this class with the
+                same labels; else the head is new, with random values.
+            own: other values of the configuration, such as ``finetuning_task``; with a larger ``vocab_size`` than the
+                folder's, the new tokens have random embeddings (a SequenceClassifier).
+
+        Raises:
+            UserError: as from_pretrained.
+        """
+        values, own = read_config(folder), {**own, "architectures": [cls.__name__]}
+        found = cls.config_class.from_dict(values)
+        if labels is not None:
+            own["id2label"] = {str(i): name for i, name in enumerate(labels)}
+            own["label2id"] = {name: i for i, name in enumerate(labels)}
+        body = {k: v for k, v in values.items() if k not in ("id2label", "label2id", "num_labels", "problem_type")}
+        with no_initial_values():
+            model = cls(cls.config_class.from_dict({**body, **own}))
+        tensors = weights.read_weights(folder)
+        if found.architectures[:1] != own["architectures"] or (labels is not None and found.labels != list(labels)):
+            tensors = {k: v for k, v in tensors.items() if not k.startswith(cls.task_heads)}
+        if model.config.vocab_size > found.vocab_size:
+            tensors = cls.with_more_words(tensors, model.config)
+        parameters = {p.name: p for p in model.get_parameters()}
+        for name in model.load(tensors, folder):
+            initialise(parameters[name])
+        return model.set_train(False)
 
     def load(self, tensors: dict[str, np.ndarray], where: str | Path) -> list[str]:
         """Sets every parameter from Hugging Face tensors; ``where`` is named in errors.

@@ -16,6 +16,7 @@ from msllm.files import read_json, write_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -153,6 +154,17 @@ def release(array: np.ndarray) -> None:
     low, high = -(-low // mmap.PAGESIZE) * mmap.PAGESIZE, high // mmap.PAGESIZE * mmap.PAGESIZE
     if low < high:
         root._mmap.madvise(mmap.MADV_DONTNEED, low, high - low)
+
+
+def conv1d_to_linear(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Transposes the Conv1D weights of GPT and GPT-2 files from (in, out) to (out, in); drops their causal masks."""
+    masks = (".attn.bias", ".attn.masked_bias")
+    return {k: v.T if k.endswith(_CONV1D) else v for k, v in tensors.items() if not k.endswith(masks)}
+
+
+def linear_to_conv1d(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of conv1d_to_linear; the masks hold nothing."""
+    return {k: v.T if k.endswith(_CONV1D) else v for k, v in tensors.items()}
 
 
 def save_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:

@@ -15,6 +15,7 @@ from msllm.tokenization.tokenizer import SPECIAL_TOKENS, Tokenizer
 _ENDOFTEXT = "<|endoftext|>"
 _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "GPT2": {"bos_token": _ENDOFTEXT, "eos_token": _ENDOFTEXT, "unk_token": _ENDOFTEXT},
+    "OpenAIGPT": {"unk_token": "<unk>"},
     "Bert": {
         "unk_token": "[UNK]",
         "sep_token": "[SEP]",
@@ -26,8 +27,10 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "Bloom": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
     "Qwen2": {"eos_token": _ENDOFTEXT, "unk_token": _ENDOFTEXT, "pad_token": _ENDOFTEXT},
 }
+END_OF_WORD = "</w>"
 _MODEL_TYPE_CLASSES = {
     "gpt2": "GPT2",
+    "openai-gpt": "OpenAIGPT",
     "bert": "Bert",
     "llama": "Llama",
     "mistral": "Llama",
@@ -44,9 +47,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Loads the tokenizer of a Hugging Face checkpoint folder; ids equal those of transformers 4.57.
 
     Args:
-        folder: holds tokenizer.json, or tokenizer.model (SentencePiece), or vocab.json + merges.txt (GPT-2), or
-            vocab.txt (BERT); and where present tokenizer_config.json, special_tokens_map.json, added_tokens.json,
-            chat_template.jinja, generation_config.json and config.json.
+        folder: holds tokenizer.json, or tokenizer.model (SentencePiece), or vocab.json + merges.txt (GPT,
+            GPT-2), or vocab.txt (BERT); and where present tokenizer_config.json, special_tokens_map.json,
+            added_tokens.json, chat_template.jinja, generation_config.json and config.json.
 
     Raises:
         UserError: files are missing (with what the folder holds), malformed, or of a kind that is not supported.
@@ -55,6 +58,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     kind = _kind(folder)
     config, added = _read_config(folder)
     family = _family(folder, config, kind)
+    words: tuple[dict, list] = ({}, [])
+    if kind == "vocab.json":
+        words = _load_backend(models.BPE.read_file, folder / "vocab.json", folder / "merges.txt")
+        family = _bpe_family(folder, family, words[0])
     sentencepiece = None
     if (folder / "tokenizer.model").is_file():
         sentencepiece = (folder / "tokenizer.model").read_bytes()
@@ -71,8 +78,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     elif kind == "vocab.txt":
         backend = _wordpiece(folder / kind, config)
         config.setdefault("clean_up_tokenization_spaces", True)
+    elif family == "OpenAIGPT":
+        backend = word_bpe(*words, config["unk_token"])
     else:
-        backend = _byte_level_bpe(folder, config, family)
+        backend = _byte_level_bpe(*words, config)
     _add_tokens(backend, config, added)
     _apply_class(backend, config, family)
     known_class = f"{family}Tokenizer" if family in _CLASS_DEFAULTS else "PreTrainedTokenizerFast"
@@ -164,20 +173,29 @@ def _load_backend(read, *paths: Path, **options) -> Any:
         raise UserError(f"{paths[0]} cannot be read as a tokenizer: {e}; take the file from the checkpoint") from None
 
 
-def _byte_level_bpe(folder: Path, config: dict[str, Any], family: str) -> tokenizers.Tokenizer:
-    model = _load_backend(
-        models.BPE.from_file,
-        folder / "vocab.json",
-        folder / "merges.txt",
-        continuing_subword_prefix="",
-        end_of_word_suffix="",
-    )
-    backend = tokenizers.Tokenizer(model)
-    if family != "GPT2" or any(token.endswith("</w>") for token in backend.get_vocab()):
+def _bpe_family(folder: Path, family: str, vocab: dict[str, int]) -> str:
+    """Tells GPT's pieces, which say where a word ends, from GPT-2's: a folder may lack what names its class."""
+    if family not in ("GPT2", "OpenAIGPT"):
         raise UserError(
-            f"{folder}: vocab.json with merges.txt is read as GPT-2's byte-level BPE, and this is not "
-            f"(class {family}Tokenizer); save it once with transformers to get a tokenizer.json"
+            f"{folder}: vocab.json with merges.txt is read as the BPE of GPT or GPT-2, and this is a "
+            f"{family}Tokenizer; save it once with transformers to get a tokenizer.json"
         )
+    return "OpenAIGPT" if any(token.endswith(END_OF_WORD) for token in vocab) else "GPT2"
+
+
+def word_bpe(vocab: dict[str, int], merges: list[tuple[str, str]], unk_token: str) -> tokenizers.Tokenizer:
+    """GPT's BPE (Radford et al. 2018, section 4.1; Sennrich et al. 2016): words, whose last piece says so."""
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab, merges, unk_token=unk_token, end_of_word_suffix=END_OF_WORD, fuse_unk=False)
+    )
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.BPEDecoder(suffix=END_OF_WORD)
+    return backend
+
+
+def _byte_level_bpe(vocab: dict[str, int], merges: list, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.BPE(vocab, merges, continuing_subword_prefix="", end_of_word_suffix=""))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")))
     backend.decoder = decoders.ByteLevel()
     if config.get("add_bos_token"):

@@ -1,6 +1,8 @@
 """Training a vocabulary."""
 
+import functools
 import inspect
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -14,6 +16,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 from msllm.errors import UserError, nearest
 from msllm.tokenization import spm
+from msllm.tokenization.loading import END_OF_WORD, word_bpe
 from msllm.tokenization.tokenizer import Tokenizer
 
 _SPECIALS = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -53,16 +56,17 @@ def train_tokenizer(
             "char": an id a character.
             "word": an id a word; decoding puts a space between words, but none before a full stop, after an opening
             bracket or between Chinese characters.
+            "gpt": GPT's BPE of lower-cased words (Radford et al. 2018, section 4.1; Sennrich et al. 2016).
             "wordpiece": BERT's (Devlin et al. 2019, section 3), Chinese characters one by one.
             "sentencepiece": spaces are characters like others (Kudo and Richardson 2018); saves a tokenizer.model.
             The special tokens are <pad> <unk> <s> </s> (0 to 3), of "wordpiece" [PAD] [UNK] [CLS] [SEP] [MASK]
             (0 to 4).
         pattern: for "bpe", a regular expression whose matches are merged within, never across; default GPT-2's. For
             "word", one whose matches are the words, what lies between them is dropped.
-        lowercase: for all but "char", lower-cases texts in training and in every encoding. "bpe" and "word" compose
-            accents too (NFC), "wordpiece" removes them, as BERT's.
-        min_frequency: for "bpe", "word" and "wordpiece", words, merges and (of "wordpiece") characters that are
-            rarer are left out; default 1.
+        lowercase: for all but "char" and "gpt", which always does, lower-cases texts in training and in every
+            encoding. "bpe" and "word" compose accents too (NFC), "wordpiece" removes them, as BERT's.
+        min_frequency: for "bpe", "gpt", "word" and "wordpiece", words, merges and (of "gpt" and "wordpiece")
+            characters that are rarer are left out; default 1.
         model_type: for "sentencepiece", "unigram" (default; Kudo 2018) or "bpe".
         byte_fallback: for "sentencepiece", whether unknown characters become their bytes; default True.
         character_coverage: for "sentencepiece", the share of the texts' characters that get an id; default 0.9995,
@@ -196,23 +200,11 @@ def _wordpiece(
     texts: Iterable[str], vocab_size: int | None, lowercase: bool = False, min_frequency: int = 1
 ) -> Tokenizer:
     _check_size("wordpiece", vocab_size, len(_BERT_SPECIALS) + 1)
-    texts = list(texts)
     specials = list(_BERT_SPECIALS.values())
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token=_BERT_SPECIALS["unk_token"]))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    words = _count_words(texts, backend.normalizer, backend.pre_tokenizer)
-    # The trainer numbers the pieces of one character in the order of a hash table, which differs from run to run,
-    # and breaks ties by number. Handed in as special tokens they have their numbers, and limit_alphabet=0 keeps the
-    # trainer from adding others; the model is then made anew, where they are pieces like all others.
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        special_tokens=[*specials, *_alphabet(words, vocab_size - len(specials), min_frequency)],
-        limit_alphabet=0,
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
+    _train_pieces(backend, texts, trainers.WordPieceTrainer, specials, vocab_size, min_frequency)
     trained = tokenizers.Tokenizer(
         models.WordPiece(backend.get_vocab(with_added_tokens=False), unk_token=_BERT_SPECIALS["unk_token"])
     )
@@ -233,17 +225,57 @@ def _wordpiece(
     return Tokenizer(trained, config)
 
 
-def _alphabet(words: Counter[str], room: int, min_frequency: int) -> list[str]:
-    """The characters that get an id, the most frequent first to get one; with "##" too, where words go on with it."""
+def _gpt(texts: Iterable[str], vocab_size: int | None, min_frequency: int = 1) -> Tokenizer:
+    _check_size("gpt", vocab_size, len(_SPECIALS) + 1)
+    specials, unknown = list(_SPECIALS.values()), _SPECIALS["unk_token"]
+    backend = word_bpe({}, [], unknown)
+    trainer = functools.partial(trainers.BpeTrainer, end_of_word_suffix=END_OF_WORD)
+    _train_pieces(backend, texts, trainer, specials, vocab_size, min_frequency, END_OF_WORD)
+    model = json.loads(backend.to_str())["model"]
+    trained = word_bpe(model["vocab"], [tuple(pair) for pair in model["merges"]], unknown)
+    trained.add_special_tokens(specials)
+    return Tokenizer(
+        trained, {**_SPECIALS, "tokenizer_class": "OpenAIGPTTokenizer", "clean_up_tokenization_spaces": False}
+    )
+
+
+def _train_pieces(
+    backend: tokenizers.Tokenizer,
+    texts: Iterable[str],
+    trainer: Callable[..., trainers.Trainer],
+    specials: list[str],
+    vocab_size: int,
+    min_frequency: int,
+    suffix: str | None = None,
+) -> None:
+    """Trains a vocabulary of pieces of words; the caller makes its model anew.
+
+    The trainer numbers the pieces of one character in the order of a hash table, which differs from run to run, and
+    breaks ties by number. Handed in as special tokens they have their numbers, and limit_alphabet=0 keeps the trainer
+    from adding others; in a model that is made anew they are pieces like all others.
+
+    Args:
+        suffix: what the last piece of a word ends in; without it all but the first begin with ##.
+    """
+    texts = list(texts)
+    words = _count_words(texts, backend.normalizer, backend.pre_tokenizer)
+    alphabet = _alphabet(words, vocab_size - len(specials), min_frequency, suffix)
+    options = {"special_tokens": [*specials, *alphabet], "limit_alphabet": 0, "show_progress": False}
+    backend.train_from_iterator(texts, trainer(vocab_size=vocab_size, min_frequency=min_frequency, **options))
+
+
+def _alphabet(words: Counter[str], room: int, min_frequency: int, suffix: str | None) -> list[str]:
+    """The characters that get an id, the most frequent first to get one; marked, too, where words end or go on so."""
     counts: Counter[str] = Counter()
-    inside: set[str] = set()
+    marked: set[str] = set()
     for word, count in words.items():
         for character in word:
             counts[character] += count
-        inside.update(word[1:])
+        marked.update(word[1:] if suffix is None else word[-1])
     kept: list[str] = []
     for character in _by_frequency(counts):
-        forms = [character, f"##{character}"] if character in inside else [character]
+        form = f"##{character}" if suffix is None else character + suffix
+        forms = [character, form] if character in marked else [character]
         if counts[character] < min_frequency or len(kept) + len(forms) > room:
             break
         kept += forms
@@ -337,6 +369,7 @@ _KINDS: dict[str, Callable[..., Tokenizer]] = {
     "bpe": _bpe,
     "char": _char,
     "word": _word,
+    "gpt": _gpt,
     "wordpiece": _wordpiece,
     "sentencepiece": _sentencepiece,
 }

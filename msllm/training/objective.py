@@ -24,6 +24,7 @@ class Objective:
         terms: a name for each term, in the log.
         weights: what each term counts in the whole: loss = sum over k of weight_k * sum_k / count_k.
         length: example -> its tokens, for batches of like length.
+        outputs: (model, tensors) -> a tuple of what the model says of each example, for predictions.
     """
 
     loss: Callable
@@ -32,6 +33,7 @@ class Objective:
     terms: tuple[str, ...] = ("loss",)
     weights: tuple[float, ...] = (1.0,)
     length: Callable = data.example_length
+    outputs: Callable | None = None
 
     def __post_init__(self):
         if len(self.terms) != len(self.weights):

@@ -96,6 +96,6 @@ def span_loss(model, tensors: Mapping[str, Tensor]) -> Tensor:
     return total
 
 
-SEQUENCE_CLASSIFICATION = Objective(classification_loss, to_device, collate_texts)
-TOKEN_CLASSIFICATION = Objective(classification_loss, to_device, collate_tokens)
-QUESTION_ANSWERING = Objective(span_loss, spans_to_device, collate_spans)
+SEQUENCE_CLASSIFICATION = Objective(classification_loss, to_device, collate_texts, outputs=forward)
+TOKEN_CLASSIFICATION = Objective(classification_loss, to_device, collate_tokens, outputs=forward)
+QUESTION_ANSWERING = Objective(span_loss, spans_to_device, collate_spans, outputs=forward)

@@ -14,6 +14,7 @@ import mindspore as ms
 import numpy as np
 
 from msllm import data, kernels, signals
+from msllm.data.batching import lengths_of
 from msllm.errors import UserError
 from msllm.files import atomic_files
 from msllm.training import checkpoint
@@ -35,7 +36,8 @@ class Trainer:
     Args:
         model: an nn.Cell; its trainable parameters are trained.
         args: the options.
-        train_data: encoded examples, each with input_ids, labels and whatever the objective asks for.
+        train_data: encoded examples, each with input_ids, labels and whatever the objective asks for; ``lengths`` and
+            ``checksum`` of a data set that has them spare a look at all its examples.
         output: folder of the result.
         eval_data: as train_data; None turns evaluation off.
         pad_token_id: what fills short rows; None pads with 0.
@@ -74,7 +76,8 @@ class Trainer:
         if not len(train_data):
             raise UserError("there is no training example; give more data")
         # A compiled step takes one shape: every batch gets the length of the longest example.
-        self.fixed_length = max(map(objective.length, [*train_data, *(eval_data or ())])) if args.jit else None
+        parts = [part for part in (train_data, eval_data) if part is not None and len(part)] if args.jit else []
+        self.fixed_length = max((int(max(lengths_of(part, objective.length))) for part in parts), default=None)
         self.steps_per_epoch = math.ceil(self._batches_per_epoch() / args.gradient_accumulation_steps)
         self.total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
         self.warmup = args.warmup_steps or math.ceil(args.warmup_ratio * self.total)
@@ -202,7 +205,7 @@ class Trainer:
 
     def _batches_per_epoch(self) -> int:
         args = self.args
-        lengths = [self.objective.length(e) for e in self.train_data] if args.train_batch_tokens else self.train_data
+        lengths = lengths_of(self.train_data, self.objective.length) if args.train_batch_tokens else self.train_data
         size = args.per_device_train_batch_size * self.world
         return len(data.batch_indices(lengths, size, max_tokens=args.train_batch_tokens))
 
@@ -339,7 +342,9 @@ def _tokens(batch: Mapping[str, np.ndarray]) -> int:
 
 
 def _checksum(examples: Sequence[Mapping]) -> str:
-    """Names the content of a data set: the number of examples and a checksum of all that they hold."""
+    """Names the content of a data set: the number of examples and a checksum of all that they hold, or its own."""
+    if getattr(examples, "checksum", None) is not None:
+        return f"{len(examples)} examples, {examples.checksum}"
     crc = 0
     for example in examples:
         for key in sorted(example):

@@ -60,8 +60,8 @@ def test_csv_quotes_and_jsonl_keys(file):
     path = file("a.csv", 'text,label\n"one, ""two""\nthree",good\nfour,bad\n')
     assert fields(read_texts(path)) == [('one, "two"\nthree', None, "good"), ("four", None, "bad")]
     assert read_texts(path)[1].source.endswith("line 4")
-    path = file("a.jsonl", '{"sentence1": "a\u2028b", "sentence2": "c", "label": 3}\n{"text": "d", "label": "x"}\n')
-    assert fields(read_texts(path)) == [("a\u2028b", "c", "3"), ("d", None, "x")]
+    path = file("a.jsonl", '{"sentence1": "a\u2028b", "sentence2": "c", "label": 3}\n{"text": "d", "label": "4"}\n')
+    assert fields(read_texts(path)) == [("a\u2028b", "c", "3"), ("d", None, "4")]
     assert len(read_texts(path, limit=1)) == 1
 
 

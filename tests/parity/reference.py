@@ -32,6 +32,7 @@ BERT = {
 }
 
 CAUSAL = {
+    "gpt": ("OpenAIGPT", GPT2),
     "gpt2": ("GPT2", GPT2),
     "gpt2-untied": ("GPT2", {**GPT2, "tie_word_embeddings": False, "scale_attn_by_inverse_layer_idx": True}),
     "gpt2-erf": ("GPT2", {**GPT2, "activation_function": "gelu", "n_inner": 40, "scale_attn_weights": False}),
@@ -65,6 +66,7 @@ CAUSAL = {
     ),
 }
 _CLASSES = {
+    "OpenAIGPT": ("OpenAIGPTConfig", "OpenAIGPTLMHeadModel"),
     "GPT2": ("GPT2Config", "GPT2LMHeadModel"),
     "Llama": ("LlamaConfig", "LlamaForCausalLM"),
     "Bloom": ("BloomConfig", "BloomForCausalLM"),

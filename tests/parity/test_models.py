@@ -40,7 +40,7 @@ def test_padded_batches_equal_transformers_on_real_tokens(zoo, name, side):
     assert difference(ours, reference(theirs, ids, mask)[0], mask == 1) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama-tied", "llama-bias", "llama-dynamic", "bloom-3-heads"])
+@pytest.mark.parametrize("name", ["gpt", "gpt2", "llama-tied", "llama-bias", "llama-dynamic", "bloom-3-heads"])
 def test_models_compile_under_jit_with_stock_kernels(zoo, name):
     _, folder = zoo.causal(name)
     ids, mask = padded_batch()

@@ -25,6 +25,7 @@ TEXTS = [
     "ÀÉÎ strip",
 ]
 CASES = {
+    "gpt": ("openai-gpt", {"config": {"model_type": "openai-gpt"}}),
     "gpt2": ("gpt2", {"config": {"model_type": "gpt2"}}),
     "gpt2 bos, prefix space, added pad": (
         "gpt2",
