@@ -26,6 +26,7 @@ COMMANDS = {
     "finetune-task": "tasks:finetune_task",
     "predict": "predict:predict",
     "summarize": "summarize:summarize",
+    "surprise": "surprise:surprise",
     "analogy": "analogy:analogy",
     "merge": "convert:merge",
     "convert": "convert:convert",

@@ -17,8 +17,8 @@ _BERT_INNER = 1024
 def train_tokenizer(
     data: list[str],
     output: str,
-    vocab_size: int,
-    kind: Literal["wordpiece", "bpe", "sentencepiece", "word", "char"] = "wordpiece",
+    vocab_size: int | None = None,
+    kind: Literal["wordpiece", "bpe", "sentencepiece", "gpt", "word", "char"] = "wordpiece",
     lowercase: bool = False,
 ) -> None:
     """Trains a vocabulary on text files; the folder loads here and in transformers.
@@ -26,8 +26,8 @@ def train_tokenizer(
     Args:
         data: text files.
         output: new folder.
-        vocab_size: ids in all, the special tokens included.
-        kind: wordpiece (BERT), bpe (byte-level, GPT-2), sentencepiece (LLaMA), word or char.
+        vocab_size: ids in all, the special tokens included; word and char go without it too, and keep all.
+        kind: wordpiece (BERT), bpe (byte-level, GPT-2), sentencepiece (LLaMA), gpt (GPT), word or char.
         lowercase: lower-case all text, in training and in use.
     """
     from msllm import tokenization
@@ -35,8 +35,10 @@ def train_tokenizer(
     from msllm.files import atomic_folder, read_text
 
     new_folder(output)
-    lines = (line for path in data for line in read_text(path).splitlines() if line.strip())
-    tokenizer = tokenization.train_tokenizer(lines, vocab_size, kind, lowercase=lowercase)
+    texts = map(read_text, data)
+    if kind != "char":  # a line feed is a character too, and for all others the end of a word
+        texts = (line for text in texts for line in text.splitlines() if line.strip())
+    tokenizer = tokenization.train_tokenizer(texts, vocab_size, kind, lowercase=lowercase)
     with atomic_folder(output) as tmp:
         tokenizer.save_pretrained(tmp)
     print(f"saved {output}: {len(tokenizer)} tokens")

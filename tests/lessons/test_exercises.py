@@ -11,9 +11,15 @@ from msllm.cli import main
 from msllm.errors import UserError
 from msllm.lessons import all_chapters, chapters, checking, find_chapter
 from msllm.lessons.checking import NOT_DONE, RIGHT, WRONG, check_exercise
-from tests.lessons import solutions_ch01, solutions_ch02, solutions_ch03
+from tests.lessons import solutions_ch01, solutions_ch02, solutions_ch03, solutions_ch04, solutions_ch05
 
-SOLUTIONS = {"1": solutions_ch01, "2": solutions_ch02, "3": solutions_ch03}
+SOLUTIONS = {
+    "1": solutions_ch01,
+    "2": solutions_ch02,
+    "3": solutions_ch03,
+    "4": solutions_ch04,
+    "5": solutions_ch05,
+}
 EXERCISES = [(number, name) for number, solutions in SOLUTIONS.items() for name in solutions.RIGHT]
 MISTAKES = [(number, *mistake) for number, solutions in SOLUTIONS.items() for mistake in solutions.WRONG]
 
@@ -40,12 +46,18 @@ def test_every_exercise_of_every_chapter_is_tested():
     assert sorted(offered) == sorted(EXERCISES)
 
 
-@pytest.mark.parametrize("number, exercise", EXERCISES, ids=[name for _, name in EXERCISES])
+# A model whose functions are given, with expressions to fill in.
+MASKED = ("5", "masked_gpt2")
+FUNCTIONS = [(number, name) for number, name in EXERCISES if (number, name) != MASKED]
+
+
+@pytest.mark.parametrize("number, exercise", FUNCTIONS, ids=[name for _, name in FUNCTIONS])
 def test_an_untouched_file_is_not_done_and_has_a_task_for_each_function(number, exercise):
     chapter = find_chapter(number)
     path = chapter.folder / "exercises" / f"{exercise}.py"
     results = check_exercise(path, chapter.tasks(exercise))
-    functions = [n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)]
+    written = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)]
+    functions = [n.name for n in written if checking._is_untouched(n)]  # the others are given
     assert [(r.function, r.state, r.lines) for r in results] == [(name, NOT_DONE, ()) for name in functions]
 
 
@@ -53,6 +65,26 @@ def test_an_untouched_file_is_not_done_and_has_a_task_for_each_function(number, 
 def test_a_right_solution_is_right(number, exercise, tmp_path):
     results = check(number, exercise, SOLUTIONS[number].RIGHT[exercise], tmp_path)
     assert [(r.state, r.lines) for r in results.values()] == [(RIGHT, ())] * len(results)
+
+
+def test_an_untouched_model_names_the_mask_that_is_met_first(tmp_path):
+    answers = ["MASK"] * len(solutions_ch05.ANSWERS)
+    found = check(*MASKED, solutions_ch05.filled(answers), tmp_path)["run"]
+    assert found.state == NOT_DONE
+    assert re.fullmatch(r"masked_gpt2.py, line \d+: MASK is not filled in yet: \(9\) the position .*", found.lines[0])
+    assert found.lines[1].startswith("11 more: lines ")
+
+
+def test_what_comes_before_an_open_mask_is_checked(tmp_path):
+    answers = list(solutions_ch05.ANSWERS)
+    answers[4] = "MASK"
+    lines = check(*MASKED, solutions_ch05.filled(answers), tmp_path)["run"].lines
+    assert "MASK is not filled in yet: (5)" in lines[0]
+    assert lines[1] == "right so far: 7 tensors, the last is h.0.attn.weights"
+    answers[1] = "1.0"
+    found = check(*MASKED, solutions_ch05.filled(answers), tmp_path)["run"]
+    assert found.state == WRONG and "h.0.attn.weights is off" in found.lines[0]
+    assert "not scaled" in found.lines[1] and "MASK is not filled in yet: (5)" in found.lines[2]
 
 
 @pytest.mark.parametrize(

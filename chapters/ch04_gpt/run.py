@@ -1,0 +1,152 @@
+"""Chapter 4, GPT: one body for every task: pre-trained on text, fine-tuned with what the figure of the paper adds.
+
+msllm chapter 4                         lists the runs; they build on each other in that order
+msllm chapter 4 --run finetune          the full run
+msllm chapter 4 --run finetune --quick  the same in a minute, which learns little
+"""
+
+from msllm.lessons import Run, run
+
+MODEL = {"hidden_size": 256, "layers": 4, "heads": 4, "max_positions": 128, "dropout": 0.1}
+# Folder -> a function of a row that gives its text, None for plain text.
+CORPUS = {
+    "llama_factory/wiki_demo.txt": None,
+    "llms_from_scratch/the-verdict.txt": None,
+    "multi30k/train.en.gz": None,
+    "sst2/train.tsv": lambda line: line.split("\t")[0],  # the sentences, not what was thought of them
+    "llama_factory/alpaca_en_demo.json": lambda row: f"{row['instruction']} {row['input']} {row['output']}",
+    "gsm8k/train.jsonl": lambda row: f"{row['question']} {row['answer']}",
+}
+LAMBDAS = (0.5, 0.0)
+
+
+@run("4.2.3 task inputs: what the paper's figure makes of a text, a pair, two orders and choices", short=True)
+def inputs(job: Run) -> None:
+    import itertools
+
+    import numpy as np
+
+    from msllm.data.task_inputs import Choices, encode_sequences, with_task_tokens
+    from msllm.data.tasks import LabelledText
+    from msllm.tokenization import train_tokenizer
+
+    text, other = "a moving film", "a film that moves"
+    context, choices = "it rained", ("he took a coat", "the cat slept")
+    tokenizer = with_task_tokens(train_tokenizer([text, other, context, *choices], 100, "gpt"))
+    rows = {
+        "classification": (LabelledText(text), False),
+        "entailment": (LabelledText(text, other), False),
+        "similarity": (LabelledText(text, other), True),
+        "multiple choice": (Choices(context, choices), False),
+    }
+    for name, (record, both_orders) in rows.items():
+        ((example,), _) = encode_sequences([record], tokenizer, None, 32, both_orders)
+        ends = itertools.pairwise(np.cumsum([0, *example["lengths"]]))
+        parts = [tokenizer.decode(example["input_ids"][a:b], skip_special_tokens=False) for a, b in ends]
+        job.say(f"{name}: {' | '.join(parts)}")
+
+
+@run("4.2.1 the text and its BPE: six sources of English, one file of tokens", needs=("llama_factory",))
+def prepare(job: Run) -> None:
+    import json
+    import shutil
+
+    from msllm.commands.data import data
+    from msllm.commands.pretrain import train_tokenizer
+    from msllm.data.order import random_order
+    from msllm.data.parallel_text import read_lines
+
+    shutil.rmtree(job.output / "tokenizer", ignore_errors=True)
+    shutil.rmtree(job.output / "tokens", ignore_errors=True)
+    sources = [name for name in CORPUS if job.has(name)]
+    documents = []
+    for name in sources:
+        lines, get = read_lines(job.file(name)), CORPUS[name]
+        if name.endswith(".json"):
+            rows = json.loads("\n".join(lines))
+        else:
+            rows = [json.loads(line) if name.endswith(".jsonl") else line for line in lines if line.strip()]
+        found = [get(row) if get else row for row in rows]
+        documents += found[:300] if job.quick else found
+        job.say(f"{name}: {len(found):,} documents")
+    documents = [documents[i] for i in random_order(len(documents), job.seed)]  # the held-out part is of all sources
+    text = job.output / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
+    (job.output / "text.txt").write_text("\n".join(documents), encoding="utf-8")
+    train_tokenizer([str(job.output / "text.txt")], str(job.output / "tokenizer"), 2000 if job.quick else 8000, "gpt")
+    data("tokenize", [str(text)], str(job.output / "tokenizer"), str(job.output / "tokens"), val_share=0.02)
+
+
+@run("4.2.1 unsupervised pre-training: the next word (about 20 minutes)")
+def pretrain(job: Run) -> None:
+    import shutil
+
+    from msllm.commands.pretrain import pretrain as command
+    from msllm.files import read_json_lines
+    from msllm.training import TrainingArguments
+
+    steps = 20 if job.quick else 2000
+    arguments = TrainingArguments(
+        max_steps=steps,
+        per_device_train_batch_size=8 if job.quick else 32,
+        learning_rate=1e-3,
+        lr_scheduler_type="cosine",
+        warmup_ratio=0.05,
+        weight_decay=0.01,
+        eval_steps=steps // 4,
+        save_steps=steps // 4,
+        seed=job.seed,
+    )
+    data = str(job.earlier("prepare") / "tokens")
+    command(data, arguments, str(job.output), family="openai-gpt", **MODEL, resume="auto", overwrite=True)
+    evaluations = [e for e in read_json_lines(job.output / "log.jsonl") if "eval_loss" in e]
+    for e in evaluations:
+        job.say(f"step {e['step']}: loss of the next token, on held-out text, {e['eval_loss']:.3f}")
+    job.write_json("pretrain.json", {"evaluations": evaluations})
+    if not job.quick:
+        shutil.copy(job.output / "loss.png", job.results / "pretrain-loss.png")
+
+
+@run("4.3 SST-2 with and without pre-training and auxiliary loss, three seeds each (about 25 minutes)", needs=("sst2",))
+def finetune(job: Run) -> None:
+    import statistics
+
+    from mindspore import set_seed
+
+    from msllm import load_tokenizer
+    from msllm.commands.tasks import TaskTrainingArguments, finetune_task
+    from msllm.files import read_json
+    from msllm.models.openai_gpt import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+    from msllm.models.pretrained import read_config
+
+    pretrained, random = job.earlier("pretrain"), job.output / "random"
+    set_seed(job.seed)
+    OpenAIGPTLMHeadModel(OpenAIGPTConfig.from_dict(read_config(pretrained))).save_pretrained(
+        random, load_tokenizer(pretrained)
+    )
+    train, dev, test = (str(job.file(f"sst2/{part}.tsv")) for part in ("train", "dev", "test"))
+    rows: dict[str, list[float]] = {}
+    for start, lm_weight in ((start, weight) for start in (pretrained, random) for weight in LAMBDAS):
+        words = "pre-trained" if start == pretrained else "random weights"
+        name = f"{words}, {'auxiliary loss' if lm_weight else 'no auxiliary loss'}"
+        for seed in (1,) if job.quick else (1, 2, 3):
+            output = job.output / f"{start.name}-{lm_weight}-{seed}"
+            arguments = TaskTrainingArguments(learning_rate=3e-4, seed=seed, save_steps=0)
+            limits = {"limit": 64} if job.quick else {}
+            finetune_task(
+                "text-classification",
+                str(start),
+                train,
+                str(output),
+                arguments,
+                dev,
+                test,
+                max_length=64,
+                lm_weight=lm_weight,
+                overwrite=True,
+                **limits,
+            )
+            rows.setdefault(name, []).append(read_json(output / "metrics.json")["test"]["accuracy"])
+        shown = "  ".join(f"{accuracy:.2%}" for accuracy in rows[name])
+        job.say(f"{name}: test accuracy {statistics.mean(rows[name]):.2%} ({shown})")
+    job.write_json("finetune.json", {"test_accuracy": rows})
