@@ -8,7 +8,7 @@ msllm chapter 4 --run finetune --quick  the same in a minute, which learns littl
 from msllm.lessons import Run, run
 
 MODEL = {"hidden_size": 256, "layers": 4, "heads": 4, "max_positions": 128, "dropout": 0.1}
-# Folder -> a function of a row that gives its text, None for plain text.
+# File -> a function of a row that gives its text, None for plain text.
 CORPUS = {
     "llama_factory/wiki_demo.txt": None,
     "llms_from_scratch/the-verdict.txt": None,
@@ -46,26 +46,32 @@ def inputs(job: Run) -> None:
         job.say(f"{name}: {' | '.join(parts)}")
 
 
-@run("4.2.1 the text and its BPE: six sources of English, one file of tokens", needs=("llama_factory",))
+@run(
+    "4.2.1 the text and its BPE: six sources of English, one file of tokens",
+    needs=("llama_factory", "llms_from_scratch", "multi30k", "sst2", "gsm8k"),
+)
 def prepare(job: Run) -> None:
     import json
     import shutil
 
     from msllm.commands.data import data
     from msllm.commands.pretrain import train_tokenizer
+    from msllm.data.loading import json_lines
     from msllm.data.order import random_order
     from msllm.data.parallel_text import read_lines
+    from msllm.files import read_json, read_text
 
     shutil.rmtree(job.output / "tokenizer", ignore_errors=True)
     shutil.rmtree(job.output / "tokens", ignore_errors=True)
-    sources = [name for name in CORPUS if job.has(name)]
     documents = []
-    for name in sources:
-        lines, get = read_lines(job.file(name)), CORPUS[name]
+    for name, get in CORPUS.items():
+        path = job.file(name)
         if name.endswith(".json"):
-            rows = json.loads("\n".join(lines))
+            rows = read_json(path)
+        elif name.endswith(".jsonl"):
+            rows = [row for _, row in json_lines(path, read_text(path))]
         else:
-            rows = [json.loads(line) if name.endswith(".jsonl") else line for line in lines if line.strip()]
+            rows = [line for line in read_lines(path) if line.strip()]
         found = [get(row) if get else row for row in rows]
         documents += found[:300] if job.quick else found
         job.say(f"{name}: {len(found):,} documents")
@@ -84,6 +90,7 @@ def pretrain(job: Run) -> None:
     from msllm.commands.pretrain import pretrain as command
     from msllm.files import read_json_lines
     from msllm.training import TrainingArguments
+    from msllm.training.report import training_seconds
 
     steps = 20 if job.quick else 2000
     arguments = TrainingArguments(
@@ -99,10 +106,11 @@ def pretrain(job: Run) -> None:
     )
     data = str(job.earlier("prepare") / "tokens")
     command(data, arguments, str(job.output), family="openai-gpt", **MODEL, resume="auto", overwrite=True)
-    evaluations = [e for e in read_json_lines(job.output / "log.jsonl") if "eval_loss" in e]
+    log = read_json_lines(job.output / "log.jsonl")
+    evaluations = [e for e in log if "eval_loss" in e]
     for e in evaluations:
         job.say(f"step {e['step']}: loss of the next token, on held-out text, {e['eval_loss']:.3f}")
-    job.write_json("pretrain.json", {"evaluations": evaluations})
+    job.write_json("pretrain.json", {"training_seconds": training_seconds(log), "evaluations": evaluations})
     if not job.quick:
         shutil.copy(job.output / "loss.png", job.results / "pretrain-loss.png")
 
@@ -119,18 +127,17 @@ def finetune(job: Run) -> None:
     from msllm.models.openai_gpt import OpenAIGPTConfig, OpenAIGPTLMHeadModel
     from msllm.models.pretrained import read_config
 
-    pretrained, random = job.earlier("pretrain"), job.output / "random"
-    set_seed(job.seed)
-    OpenAIGPTLMHeadModel(OpenAIGPTConfig.from_dict(read_config(pretrained))).save_pretrained(
-        random, load_tokenizer(pretrained)
-    )
+    pretrained, config = job.earlier("pretrain"), OpenAIGPTConfig.from_dict(read_config(job.earlier("pretrain")))
     train, dev, test = (str(job.file(f"sst2/{part}.tsv")) for part in ("train", "dev", "test"))
     rows: dict[str, list[float]] = {}
-    for start, lm_weight in ((start, weight) for start in (pretrained, random) for weight in LAMBDAS):
-        words = "pre-trained" if start == pretrained else "random weights"
+    for words, lm_weight in ((words, weight) for words in ("pre-trained", "random weights") for weight in LAMBDAS):
         name = f"{words}, {'auxiliary loss' if lm_weight else 'no auxiliary loss'}"
         for seed in (1,) if job.quick else (1, 2, 3):
-            output = job.output / f"{start.name}-{lm_weight}-{seed}"
+            start, output = pretrained, job.output / f"{words.split()[0]}-{lm_weight}-{seed}"
+            if words != "pre-trained":
+                start = job.output / f"random-{seed}"
+                set_seed(seed)
+                OpenAIGPTLMHeadModel(config).save_pretrained(start, load_tokenizer(pretrained))
             arguments = TaskTrainingArguments(learning_rate=3e-4, seed=seed, save_steps=0)
             limits = {"limit": 64} if job.quick else {}
             finetune_task(

@@ -28,7 +28,8 @@ def diff(job: Run) -> None:
     sides = [text.splitlines() for text in (before, inspect.getsource(gpt2))]
     lines = list(difflib.unified_diff(*sides, "GPT", "GPT-2", lineterm=""))
     job.write_text("gpt-to-gpt2.diff", "\n".join(lines) + "\n")
-    job.say(f"{sum(line[0] == '-' for line in lines)} lines go, {sum(line[0] == '+' for line in lines)} come")
+    changed = [line[0] for line in lines[2:]]
+    job.say(f"{changed.count('-')} lines go, {changed.count('+')} come")
     for name, (width, layers, heads) in SIZES.items():
         with no_initial_values():
             model = gpt2.GPT2LMHeadModel(gpt2.GPT2Config(n_embd=width, n_layer=layers, n_head=heads))
@@ -39,29 +40,27 @@ def diff(job: Run) -> None:
 
 @run("5.4 Shakespeare, letter by letter, beside eager PyTorch (about 4 minutes)", needs=("tinyshakespeare",))
 def shakespeare(job: Run) -> None:
-    import json
     import shutil
-    import subprocess
-    import sys
-    from pathlib import Path
 
     from msllm.files import read_json_lines
     from msllm.training.report import training_seconds
 
     steps, model = (100 if job.quick else 2000), {"hidden_size": 128, "layers": 4, "heads": 4, "max_positions": 64}
-    log = read_json_lines(letters(job, steps, 12, model, dropout=0.0) / "log.jsonl")
+    log = read_json_lines(letters(job, steps, 12, model) / "log.jsonl")
     ours = {
         "seconds": training_seconds(log),
         "first_losses": [e["loss"] for e in log if "loss" in e][:5],
         "validation_loss": log[-1]["eval_loss"],
     }
-    script = Path(__file__).with_name("shakespeare_torch.py")
-    options = ["--start", job.output / "start", "--data", job.output / "tokens", "--steps", steps, "--seed", job.seed]
-    command = [sys.executable, str(script), *map(str, options)]
-    theirs = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    options = {"start": job.output / "start", "data": job.output / "tokens", "steps": steps, "seed": job.seed}
+    theirs = in_torch("shakespeare_torch.py", options)
     for name, side in (("msllm", ours), ("PyTorch", theirs)):
         job.say(f"{name}: {steps} steps in {side['seconds']:.1f} s, validation loss {side['validation_loss']:.4f}")
     job.say(f"time of msllm / time of PyTorch: {ours['seconds'] / theirs['seconds']:.2f}")
+    pairs = zip(ours["first_losses"], theirs["first_losses"], strict=True)
+    apart = max(abs(a - b) / b for a, b in pairs)
+    job.say(f"the losses of the first {len(theirs['first_losses'])} steps are apart by {apart:.1e} at most")
+    assert apart < 1e-4, "the two sides do not do the same work"
     job.write_json("shakespeare.json", {"msllm": ours, "pytorch": theirs})
     if not job.quick:
         shutil.copy(job.output / "model/loss.png", job.results / "shakespeare-loss.png")
@@ -78,13 +77,14 @@ def larger(job: Run) -> None:
     from msllm.generation import GenerationConfig
 
     model = {"hidden_size": 256, "layers": 4, "heads": 4, "max_positions": 128}
-    folder = letters(job, 20 if job.quick else 3000, 4 if job.quick else 16, model, dropout=0.1)
+    steps = 20 if job.quick else 3000
+    folder = letters(job, steps, 4 if job.quick else 16, model, dropout=0.1, eval_steps=steps // 4)
     evaluations = [e for e in read_json_lines(folder / "log.jsonl") if "eval_loss" in e]
     for e in evaluations:
         job.say(f"step {e['step']}: validation loss {e['eval_loss']:.4f}")
     job.write_json("larger.json", {"evaluations": evaluations})
     with contextlib.redirect_stdout(io.StringIO()) as written:
-        options = GenerationConfig(max_new_tokens=300, do_sample=True, temperature=0.8, top_k=20, seed=job.seed)
+        options = GenerationConfig(max_new_tokens=120, do_sample=True, temperature=0.8, top_k=20, seed=job.seed)
         generate(str(folder), options, prompt="ROMEO:\n")
     job.say(f"ROMEO:\n{written.getvalue().strip()}")
     line, pictures = "To be, or not to be: that is the question", ("surprise.png", "attention.png")
@@ -94,7 +94,29 @@ def larger(job: Run) -> None:
     job.write_text("surprise.txt", written.getvalue())
 
 
-def letters(job: Run, steps: int, batch_size: int, model: dict, dropout: float):
+def in_torch(name: str, options: dict) -> dict:
+    """Runs a script beside this file, which PyTorch is needed for; returns what it prints as JSON."""
+    import importlib.util
+    import json
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    from msllm.errors import UserError
+
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(f"{name} needs PyTorch, which is not installed; make setup installs it, or pip install torch")
+    script = Path(__file__).with_name(name)
+    threads = {"threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
+    words = [str(word) for option, value in {**options, **threads}.items() for word in (f"--{option}", value)]
+    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{name} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}; run it by hand")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def letters(job: Run, steps: int, batch_size: int, model: dict, dropout: float = 0.0, eval_steps: int = 0):
     """Trains a GPT-2 on Shakespeare's letters, 9 of 10 parts of them; returns its folder."""
     import shutil
 
@@ -122,7 +144,7 @@ def letters(job: Run, steps: int, batch_size: int, model: dict, dropout: float):
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=64,
         learning_rate=1e-3,
-        eval_steps=max(steps // 4, 1) if dropout else 0,
+        eval_steps=eval_steps,
         save_steps=0,
         seed=job.seed,
         **CHARACTERS,
@@ -179,6 +201,8 @@ def addition(job: Run) -> None:
 
 @run("5.1 one model, several tasks that only the prompt tells apart; three that it was never shown (about 4 minutes)")
 def tasks(job: Run) -> None:
+    from mindspore import set_seed
+
     from msllm import from_pretrained, load_tokenizer
     from msllm.commands.finetune import train_model
     from msllm.data import encode_records, parse_record
@@ -191,11 +215,12 @@ def tasks(job: Run) -> None:
     rows = string_records(TASKS, 2000 if job.quick else 60000, 6, job.seed)
     words = sorted({word for names in TASKS + NEVER_SHOWN for word in names})
     pattern = rf"{'|'.join(words)}|[\s\S]"  # a word of the prompt is a token, and so is each letter
-    tokenizer = train_tokenizer([r["prompt"] + r["completion"].upper() for r in rows], 400, pattern=pattern)
+    tokenizer = train_tokenizer([r["prompt"] for r in rows], 400, pattern=pattern)
     examples, _ = encode_records([parse_record(r) for r in rows], tokenizer, 64)
     sizes = {"vocab_size": len(tokenizer), "n_positions": 64, "n_embd": 128, "n_layer": 3, "n_head": 4}
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    set_seed(job.seed)
     model = GPT2LMHeadModel(GPT2Config.from_dict({**sizes, **tokens, **drop}))
     arguments = TrainingArguments(
         max_steps=50 if job.quick else 4000,
@@ -208,9 +233,11 @@ def tasks(job: Run) -> None:
     )
     train_model(model, tokenizer, str(job.output), examples, None, str(job.output), arguments, overwrite=True)
     model, tokenizer = from_pretrained(job.output), load_tokenizer(job.output)
-    rows = {}
+    seen, rows = {r["prompt"] for r in rows}, {}
     for names in TASKS + NEVER_SHOWN:
-        test = string_records([names], 20 if job.quick else 200, 6, job.seed + 1)
+        test = [
+            r for r in string_records([names], 40 if job.quick else 400, 6, job.seed + 1) if r["prompt"] not in seen
+        ]
         prompts = [tokenizer.encode(r["prompt"]) for r in test]
         answers = generate_ids(model, prompts, GenerationConfig(max_new_tokens=16))
         right = sum(tokenizer.decode(a.ids).strip() == r["completion"] for a, r in zip(answers, test))
@@ -239,7 +266,7 @@ def chinese(job: Run) -> None:
     held = 20 if job.quick else 200
     for name, part in {"train": documents[held:], "held-out": documents[:held]}.items():
         (job.output / f"{name}.txt").write_text("\n\n".join(part) + "\n", encoding="utf-8")
-    train_tokenizer([str(job.output / "train.txt")], str(job.output / "tokenizer"), 8000)
+    train_tokenizer([str(job.output / "train.txt")], str(job.output / "tokenizer"), 8000, "bpe")
     data("tokenize", [str(job.output / "train.txt")], str(job.output / "tokenizer"), str(job.output / "tokens"), 0.02)
     steps = 20 if job.quick else 1500
     arguments = TrainingArguments(
@@ -298,10 +325,12 @@ def summaries(job: Run) -> None:
         options = SummaryGenerationConfig(max_new_tokens=48)
         limit = 8 if job.quick else 100
         summarize(model, options, data=files["test"], output=str(folder), limit=limit)
-        rows[name] = read_json(folder / "metrics.json")
-    job.write_json("summaries.json", rows)
+        metrics = read_json(folder / "metrics.json")
+        rows[name] = metrics["model"]
+    rows["first three sentences"] = metrics["lead_3"]
     for name, figures in rows.items():
-        job.say(f"{name}: {figures}")
+        job.say(f"{name}: " + "  ".join(f"{key} {value:.3f}" for key, value in figures.items()))
+    job.write_json("summaries.json", {"rouge": rows, "articles": metrics["count"]})
 
 
 @run("5.4 conversations: LoRA on ShareGPT records, then msllm chat (about 10 minutes)", needs=("llama_factory",))

@@ -1,5 +1,6 @@
 """msllm data: texts to the token files that GPT models are pre-trained on."""
 
+import sys
 from typing import Literal
 
 from msllm.errors import UserError, nearest
@@ -43,6 +44,11 @@ def data(
     words = load_tokenizer(tokenizer)
     sources = [_texts(source, whole_files) for source in data]
     several = sum(map(len, sources)) > 1
+    if several and words.eos_token_id is None:
+        print(
+            f"{tokenizer} has no eos token: nothing stands between documents, and a model learns no end",
+            file=sys.stderr,
+        )
     parts = {TRAIN: [text for texts in sources for text in texts]}
     if val_share:
         pairs = [_split(texts, val_share, source) for texts, source in zip(sources, data, strict=True)]
@@ -91,11 +97,11 @@ def _write(path, texts: list[str], tokenizer, name: str, several: bool) -> str:
     """Writes a token file under a bar of characters; returns what it holds, as a text."""
     from tqdm import tqdm
 
-    from msllm.data.token_file import encode_texts, write_tokens
+    from msllm.data.token_file import token_stream, write_tokens
 
     characters = sum(map(len, texts))
     with tqdm(total=characters, unit="char", unit_scale=True, desc=path.name, disable=None) as bar:
-        count = write_tokens(path, encode_texts(texts, tokenizer, several, bar.update), tokenizer, name)
+        count = write_tokens(path, token_stream(texts, tokenizer, several, bar.update), tokenizer, name)
     kind = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
     return (
         f"{path.name} with {count:,} tokens ({kind}, {path.stat().st_size:,} bytes) of {characters:,} characters in "

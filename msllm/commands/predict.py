@@ -57,7 +57,7 @@ def predict(
             f"{model} holds a {kind}, predict wants one of {', '.join(_KINDS)}; make one with msllm finetune-task"
         )
     takes, answer = _KINDS[kind]
-    if values.get("finetuning_task") == "multiple-choice":
+    if values.get("msllm_task") == "multiple-choice":
         takes = _CHOICES
     parts = {"text": text, "text_pair": text_pair, "question": question, "context": context, "choices": choices}
     given = {name: value for name, value in parts.items() if value is not None}
@@ -109,6 +109,8 @@ def _rows(given: Mapping, file: str | None, takes: _Input) -> Iterator[tuple[str
         rows = [(f"{name}, line {n}", line.removesuffix("\r").split("\t", _splits(takes))) for n, line in lines]
     for source, texts in rows:
         if not takes.fits(texts):
+            if given:
+                raise UserError(f"--{takes.names[1]} has {len(texts) - 1}, expected {takes.least - 1} or more; add one")
             found = "no tab" if len(texts) == 1 else f"{len(texts)} texts"
             raise UserError(
                 f"{source} has {found}, expected {takes.least} or more between tabs: {' and '.join(takes.names)}"
@@ -166,11 +168,11 @@ def _classify_sequences(network, tokenizer, records, limit: int, batch_size: int
     """As a GPT was fine-tuned: its config.json says for what."""
     from msllm.evaluation.sequence_tasks import SEQUENCE_TASKS
 
-    kind = network.config.extra.get("finetuning_task", "classification")
+    kind = network.config.extra.get("msllm_task", "classification")
     job_class = next((job for job in SEQUENCE_TASKS.values() if job.kind == kind), None)
     if job_class is None:
         raise UserError(
-            f"config.json: finetuning_task is {kind!r}, expected one of "
+            f"config.json: msllm_task is {kind!r}, expected one of "
             f"{', '.join(job.kind for job in SEQUENCE_TASKS.values())}; correct it"
         )
     for line in _predictions(job_class(limit, network.config.labels), network, tokenizer, records, batch_size):

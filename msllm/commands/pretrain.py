@@ -373,8 +373,9 @@ def _block_size(job: _Job, network, parts: list) -> int:
     longest = network.max_length
     chosen = (longest or job.sizes["max_positions"]) if job.block_size is None else job.block_size
     if chosen < 1 or (longest is not None and chosen > longest):
-        wanted = "lower block_size" if job.model is not None else "lower block_size or raise max_positions"
-        raise UserError(f"block_size is {chosen}, and the model takes 1 to {longest} tokens; {wanted}")
+        wanted = "change block_size" if job.model is not None else "change block_size or max_positions"
+        most = "or more" if longest is None else f"to {longest}"
+        raise UserError(f"block_size is {chosen}, expected 1 {most}; {wanted}")
     return chosen
 
 

@@ -68,7 +68,10 @@ def summarize(
         limit: use only the first articles.
         json_output: print JSON: an object for each article, or with data the figures.
     """
-    _check({"--text": text, "--file": file, "--data": data}, {"--output": output, "--min_score": min_score})
+    _check(
+        {"--text": text, "--file": file, "--data": data},
+        {"--output": output, "--min_score": min_score, "--language": None if language == "auto" else language},
+    )
     for name, value in {"batch_size": batch_size, "limit": limit, "sentences": sentences}.items():
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}, expected 1 or more; change it")

@@ -55,8 +55,13 @@ def open_for_task(job, network_class, model: str, seed: int):
                 f"{model}: the tokenizer has {len(tokenizer)} ids, the model {known} (vocab_size in config.json); use "
                 f"the tokenizer that belongs to the model"
             )
+        if job.lm_weight and not read_config(model).get("tie_word_embeddings", True):
+            raise UserError(
+                f"{model} has an output layer of its own (tie_word_embeddings), which a classifier does not keep, and "
+                f"lm_weight is {job.lm_weight}; give --lm_weight 0"
+            )
         tokenizer = with_task_tokens(tokenizer)
-        own = {"finetuning_task": job.kind, "pad_token_id": tokenizer.pad_token_id}
+        own = {"msllm_task": job.kind, "pad_token_id": tokenizer.pad_token_id}
         own["vocab_size"] = max(len(tokenizer), known)
         labels = ["choice"] if job.kind == "multiple-choice" else labels  # one number for each sequence
     network = new_model(network_class, model, labels, seed, **own)
@@ -100,9 +105,7 @@ def length_for(model: str, positions: int, wanted: int | None, default: int) -> 
     if wanted is None:
         return min(default, positions)
     if not 1 <= wanted <= positions:
-        raise UserError(
-            f"max_length is {wanted}, {model} has max_position_embeddings = {positions}; give 1 to {positions}"
-        )
+        raise UserError(f"max_length is {wanted}, {model} has {positions} positions; give 1 to {positions}")
     return wanted
 
 
@@ -114,10 +117,15 @@ def check_tokenizer(tokenizer, network, model: str) -> None:
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=False)
     if isinstance(network, SequenceClassifier):
         wanted = (tokenizer.bos_token, tokenizer.sep_token, tokenizer.cls_token)
-        if None in wanted or len(tokenizer) > network.config.vocab_size:
+        if None in wanted:
             raise UserError(
-                f"{model}: the tokenizer has {len(tokenizer)} ids, expected {network.config.vocab_size} with a start, "
-                f"a delimiter and an extract token; use the tokenizer that belongs to the model"
+                f"{model}: the tokenizer has no start, delimiter or extract token, as msllm finetune-task adds them; "
+                f"fine-tune the model with it first"
+            )
+        if len(tokenizer) > network.config.vocab_size:
+            raise UserError(
+                f"{model}: the tokenizer has {len(tokenizer)} ids, config.json {network.config.vocab_size}; "
+                f"use the tokenizer that belongs to the model"
             )
         return
     wanted = (tokenizer.unk_token, tokenizer.cls_token, tokenizer.sep_token)

@@ -97,6 +97,9 @@ def finetune_task(
         options["lm_weight"] = _LM_WEIGHT if lm_weight is None else lm_weight
     elif lm_weight is not None:
         raise UserError(f"lm_weight is {lm_weight}, and {model} is a BERT, which has no next word; leave it out")
+    if task in ("similarity", "multiple-choice") and (training.train_batch_tokens or (training.jit and task[0] == "m")):
+        name = "train_batch_tokens" if training.train_batch_tokens else "jit"
+        raise UserError(f"{name} is on, and a record of {task} is several rows, not always as many; turn it off")
     if label_names is not None:
         options["label_names"] = _label_names(task, labels, label_names)
     job = job_class(**options)
@@ -142,6 +145,7 @@ def _run(job, network_class, model: str, parts: dict, output: str, training, res
         write_model=lambda folder: network.write_files(folder, tokenizer),
         metrics=measure_eval,
         workers=workers,
+        settings={"lm_weight": job.lm_weight} if is_gpt(type(job)) else None,
     )
     if overwrite and trainer.rank == 0:
         for name in (METRICS, PREDICTIONS, CONFUSION):

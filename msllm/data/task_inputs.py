@@ -24,6 +24,7 @@ from msllm.data.tasks import LabelledText, TaskReport, label_number
 from msllm.errors import UserError
 from msllm.files import read_text
 from msllm.tokenization import Tokenizer
+from msllm.tokenization.tokenizer import share
 
 # The names that the tokens have in the published code; a tokenizer's own bos, sep or cls token does as well.
 TASK_TOKENS = {"bos_token": "_start_", "sep_token": "_delimiter_", "cls_token": "_classify_"}
@@ -63,7 +64,7 @@ def _choices(row: dict[str, Any], source: str) -> Choices:
         if not _is_text(row["question"]):
             raise UserError(f"{source}: question is {row['question']!r}, expected a text; mend it or leave it out")
         context = f"{context} {row['question']}"
-    if label is not None and (isinstance(label, bool) or label not in range(len(choices))):
+    if label is not None and (type(label) is not int or label not in range(len(choices))):
         raise UserError(
             f"{source}: label is {label!r}, expected the number of the right choice, 0 to {len(choices) - 1}; mend it"
         )
@@ -94,7 +95,7 @@ def encode_sequences(
     Args:
         tokenizer: with task tokens; see with_task_tokens.
         labels: the names of the classes; choices go without.
-        max_length: most ids of a sequence; of two texts the longer is cut first, of a context its end.
+        max_length: most ids of a sequence; of two texts the longer is cut first.
         both_orders: of two texts, which are then compared.
 
     Returns:
@@ -127,7 +128,7 @@ def _sequences(record: LabelledText | Choices, both_orders: bool) -> list[tuple[
         return [(record.context, choice) for choice in record.choices]
     if record.pair is None:
         if both_orders:
-            raise UserError(f"{record.source} has one text, similarity compares two; add text_b")
+            raise UserError(f"{record.source} has one text, similarity compares two; add the second")
         return [(record.text,)]
     pair = (record.text, record.pair)
     return [pair, pair[::-1]] if both_orders else [pair]
@@ -137,10 +138,8 @@ def _sequence(parts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> tu
     """Returns the ids of a sequence, and whether something was cut."""
     texts = [tokenizer.encode(part, add_special_tokens=False) for part in parts]
     room = max_length - len(texts) - 1
-    lengths = [len(text) for text in texts]
-    cut = sum(lengths) > room
-    while sum(lengths) > room:  # one after the other from the longer, as transformers cuts pairs
-        lengths[lengths.index(max(lengths))] -= 1
+    first, second = len(texts[0]), sum(map(len, texts[1:]))
+    cut, lengths = first + second > room, share(room, first, second)
     ids = [tokenizer.bos_token_id, *texts[0][: lengths[0]]]
     for text, length in zip(texts[1:], lengths[1:]):
         ids += [tokenizer.sep_token_id, *text[:length]]

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from msllm.data.encoding import IGNORED
 from msllm.data.loading import json_lines, read_hub_rows
+from msllm.data.order import random_order
 from msllm.errors import UserError, nearest
 from msllm.files import read_text
 from msllm.tokenization import Tokenizer
@@ -89,7 +90,7 @@ def read_texts(path: str | Path, limit: int | None = None) -> list[LabelledText]
     Args:
         path: a file or folder, or the name of a hub dataset and, after a colon, its split: "imdb:test", train by
             default.
-        limit: of a folder, as many of every label as of the others.
+        limit: of a folder, as many of every label as of the others; of a hub dataset, a random choice.
 
     Raises:
         UserError: a missing or empty file, an unknown ending, columns or keys that are not there, an empty text, labels
@@ -100,9 +101,12 @@ def read_texts(path: str | Path, limit: int | None = None) -> list[LabelledText]
         return _folder_texts(path, limit)
     if not path.exists() and re.fullmatch(_HUB_NAME, name) and not path.suffix:
         hub, _, split = name.partition(":")
-        rows = itertools.islice(read_hub_rows(hub, split or "train"), limit)
-        texts = [_labelled(row, f"{hub}, record {number}") for number, row in rows]
-        return _checked(texts, name)
+        rows = list(read_hub_rows(hub, split or "train"))
+        if limit is not None:  # a hub's split often has one label first, then the other
+            rows = [rows[i] for i in sorted(random_order(len(rows), 0)[:limit])]
+        # -1 stands there for a label that is kept secret.
+        known = [(number, {k: v for k, v in row.items() if (k, v) != ("label", -1)}) for number, row in rows]
+        return _checked([_labelled(row, f"{hub}, record {number}") for number, row in known], name)
     if path.suffix not in (".tsv", ".csv", ".jsonl"):
         raise UserError(f"{path} has the ending {path.suffix or 'none'!r}, expected .tsv, .csv or .jsonl; convert it")
     text = _content(path)

@@ -139,8 +139,10 @@ def _read_header(path: Path) -> dict[str, Any]:
         found = "damaged" if not isinstance(header, dict) else f"of version {header['version']!r}, expected {_VERSION}"
         raise UserError(f"the header of {path} is {found}; write the file again with msllm data tokenize")
     missing = [key for key in _KEYS if key not in header]
-    if missing or header["dtype"] not in _DTYPES:
-        found = f"lacks {', '.join(missing)}" if missing else f"has the dtype {header['dtype']!r}"
+    if missing or header["dtype"] not in list(_DTYPES) or type(header["count"]) is not int:
+        found = (
+            f"lacks {', '.join(missing)}" if missing else f"has dtype {header['dtype']!r}, count {header['count']!r}"
+        )
         raise UserError(f"the header of {path} {found}; write the file again with msllm data tokenize")
     width = _DTYPES[header["dtype"]].itemsize
     expected = _HEADER + header["count"] * width
@@ -266,7 +268,7 @@ def _check_block_size(tokens: TokenFile, block_size: int, needed: int) -> None:
         )
 
 
-def encode_texts(
+def token_stream(
     texts: Iterable[str], tokenizer: Tokenizer, several: bool, advance: Callable[[int], object] | None = None
 ) -> Iterator[Sequence[int]]:
     """Yields the ids of texts, one after the other, for write_tokens: those of tokenizer.encode.

@@ -49,6 +49,7 @@ class GPT2Config(LabelledConfig):
         self._positive("n_positions", "n_embd", "n_layer", "n_head")
         self._divides("n_head", "n_embd")
         self._one_of("activation_function", *GELU_KINDS)
+        self._shares("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout")
 
 
 class GPT2Attention(nn.Cell):

@@ -17,6 +17,7 @@ from msllm.models.config import ModelConfig
 
 log = logging.getLogger(__name__)
 _NOT_FAMILIES = ("causal_lm", "config", "pretrained", "weights")
+_HYPHENATED = {"openai_gpt": "openai-gpt"}  # module -> model type, where a module cannot be called so
 
 
 class PretrainedModel(nn.Cell):
@@ -57,7 +58,7 @@ class PretrainedModel(nn.Cell):
             folder: as for from_pretrained; which class its config.json names does not matter.
             labels: the classes of a classification head. The folder's head is kept where it is this class with the
                 same labels; else the head is new, with random values.
-            own: other values of the configuration, such as ``finetuning_task``; with a larger ``vocab_size`` than the
+            own: other values of the configuration, such as ``msllm_task``; with a larger ``vocab_size`` than the
                 folder's, the new tokens have random embeddings (a SequenceClassifier).
 
         Raises:
@@ -68,11 +69,15 @@ class PretrainedModel(nn.Cell):
         if labels is not None:
             own["id2label"] = {str(i): name for i, name in enumerate(labels)}
             own["label2id"] = {name: i for i, name in enumerate(labels)}
-        body = {k: v for k, v in values.items() if k not in ("id2label", "label2id", "num_labels", "problem_type")}
+        new_head = found.architectures[:1] != own["architectures"] or (
+            labels is not None and found.labels != list(labels)
+        )
+        of_head = ("id2label", "label2id", "num_labels", "problem_type") if new_head else ()
+        body = {k: v for k, v in values.items() if k not in of_head}
         with no_initial_values():
             model = cls(cls.config_class.from_dict({**body, **own}))
         tensors = weights.read_weights(folder)
-        if found.architectures[:1] != own["architectures"] or (labels is not None and found.labels != list(labels)):
+        if new_head:
             tensors = {k: v for k, v in tensors.items() if not k.startswith(cls.task_heads)}
         if model.config.vocab_size > found.vocab_size:
             tensors = cls.with_more_words(tensors, model.config)
@@ -167,13 +172,14 @@ def read_config(folder: str | Path) -> dict:
 def families() -> list[str]:
     """Returns the known model types."""
     package = importlib.import_module("msllm.models")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _NOT_FAMILIES)
+    names = (m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _NOT_FAMILIES)
+    return sorted(_HYPHENATED.get(name, name) for name in names)
 
 
 def model_class(values: dict, where: str | Path = "config.json") -> type[PretrainedModel]:
     """Returns the class that config.json's ``model_type`` and ``architectures`` name; UserError when unknown."""
     kind = str(values.get("model_type", ""))
-    if kind.replace("-", "_") not in families():
+    if kind not in families():
         raise UserError(
             f"{where}: unknown model_type {kind!r}{nearest(kind, families())}; known are {', '.join(families())}"
         )

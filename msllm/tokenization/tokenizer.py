@@ -140,7 +140,7 @@ class Tokenizer:
                 raise UserError(
                     f"max_length {max_length} is too short for the special tokens; use at least {max_length - room}"
                 )
-            lengths = _share(room, len(first), 0 if second is None else len(second))
+            lengths = share(room, len(first), 0 if second is None else len(second))
             first.truncate(lengths[0])
             if second is not None:
                 second.truncate(lengths[1])
@@ -229,7 +229,7 @@ class Tokenizer:
         write_json(folder / "tokenizer_config.json", config)
 
 
-def _share(room: int, first: int, second: int) -> tuple[int, int]:
+def share(room: int, first: int, second: int) -> tuple[int, int]:
     """Splits ``room`` between two lengths, cutting the longer first."""
     if first + second <= room:
         return first, second

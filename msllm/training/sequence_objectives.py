@@ -47,6 +47,11 @@ def collate_sequences(
     return batch
 
 
+def longest_sequence(example: Mapping) -> int:
+    """The tokens of a record's longest sequence: what its rows are padded to."""
+    return max(example["lengths"])
+
+
 def to_device(batch: Mapping[str, np.ndarray], words: bool = False) -> tuple[dict[str, Tensor], int | list[int]]:
     """Turns a batch into tensors; returns them and the numbers of targets: records and, with ``words``, next words."""
     tensors = {k: Tensor(np.ascontiguousarray(v, np.int32)) for k, v in batch.items() if k not in ("missing", "words")}
@@ -104,5 +109,6 @@ def sequence_objective(kind: str, lm_weight: float = 0.0) -> Objective:
         collate_sequences,
         terms=("task_loss", "lm_loss") if words else ("loss",),
         weights=(1.0, lm_weight) if words else (1.0,),
+        length=longest_sequence,
         outputs=functools.partial(record_logits, kind=kind),
     )

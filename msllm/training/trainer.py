@@ -16,7 +16,7 @@ import numpy as np
 from msllm import data, kernels, signals
 from msllm.data.batching import lengths_of
 from msllm.errors import UserError
-from msllm.files import atomic_files
+from msllm.files import atomic_files, read_json_lines
 from msllm.training import checkpoint
 from msllm.training.arguments import TrainingArguments
 from msllm.training.checkpoint import TrainerState
@@ -91,22 +91,28 @@ class Trainer:
         Args:
             resume: None starts anew; "auto" goes on from the newest checkpoint in ``output``, or starts where there
                 is none; a path goes on from that checkpoint.
-            overwrite: remove what an earlier run left in ``output``.
+            overwrite: remove what an earlier run left in ``output``; with "auto", only where that run is at its end or
+                was made with other data or options.
 
         Raises:
             UserError: ``output`` holds another run; the loss is no number; the run was interrupted (a checkpoint
                 was saved); a checkpoint of other data or options.
         """
-        if self.rank == 0:
-            source = self._prepare_output(resume, overwrite)
-        else:  # the first worker refuses and empties the folder
-            source = checkpoint.source(self.output, resume, True)
+        source = checkpoint.source(self.output, resume, overwrite or self.rank > 0)  # the first worker refuses
+        if source is not None and overwrite and resume == "auto" and (reason := self._cannot_resume(source)):
+            self._tell(f"{reason}: starting from the first step")
+            source = None
+        elif source is None and resume == "auto":
+            self._tell(f"{self.output} holds no checkpoint: starting from the first step")
+        if self.workers is not None:
+            self.workers.barrier()  # all have looked before the first one empties the folder
+        if source is None and self.rank == 0:
+            self._empty_output()
         kernels.set_seed(self.args.seed + self.rank)  # workers drop out differently
         ms.set_seed(self.args.seed)
         if source is not None:
             self._restore(source)
-            if self.rank == 0:
-                print(f"going on from {source}, after step {self.state.step} of {self.total}", file=sys.stderr)
+            self._tell(f"going on from {source}, after step {self.state.step} of {self.total}")
         elif self.eval_data is not None:
             self.evaluate(batches=2)  # a mistake in the data or a lack of memory shows now, not after an epoch
         self.report = (Report if self.rank == 0 else Silence)(self.output, self.total, self.state.step)
@@ -254,31 +260,37 @@ class Trainer:
         if self.workers is not None:
             self.workers.barrier()  # the first one to leave ends them all, and others read what was saved
 
-    def _prepare_output(self, resume: str | None, overwrite: bool) -> Path | None:
-        """Returns the checkpoint to go on from; refuses a folder that is in use, empties it to start anew."""
-        source = checkpoint.source(self.output, resume, overwrite)
-        if source is not None:
-            return source
-        if resume == "auto":
-            print(f"{self.output} holds no checkpoint: starting from the first step", file=sys.stderr)
+    def _tell(self, text: str) -> None:
+        if self.rank == 0:
+            print(text, file=sys.stderr)
+
+    def _empty_output(self) -> None:
         for path in checkpoint.find(self.output):
             shutil.rmtree(path)
         for name in _RESULTS:
             (self.output / name).unlink(missing_ok=True)
         with atomic_files(self.output):
             pass  # a folder that cannot be written shows now
+
+    def _cannot_resume(self, source: Path) -> str | None:
+        """Returns why the run that left a checkpoint is not to be gone on with, None where it is."""
+        log = self.output / "log.jsonl"
+        if log.is_file() and any(entry.get("step") == self.total for entry in read_json_lines(log)[-2:]):
+            return f"{self.output} holds a run that is at its end"
+        return self._difference(source, checkpoint.load(source)[0])
+
+    def _difference(self, path: Path, state: TrainerState) -> str | None:
+        """Returns the first option in which a checkpoint is of another run than this one."""
+        mine, theirs = self._fingerprint(), state.fingerprint
+        for key in [*theirs, *(k for k in mine if k not in theirs)]:
+            if mine.get(key) != theirs.get(key):
+                return f"{path} was written with {key} = {theirs.get(key)}, now it is {mine.get(key)}"
         return None
 
     def _restore(self, path: Path) -> None:
         state, optimizer = checkpoint.load(path)
-        mine = self._fingerprint()
-        theirs = state.fingerprint
-        for key in [*theirs, *(k for k in mine if k not in theirs)]:
-            if mine.get(key) != theirs.get(key):
-                raise UserError(
-                    f"{path} was written with {key} = {theirs.get(key)}, now it is {mine.get(key)}; "
-                    f"resume with the same value, or start anew in another output"
-                )
+        if difference := self._difference(path, state):
+            raise UserError(f"{difference}; resume with the same value, or start anew in another output")
         self.read_model(path)
         try:
             self.optimizer.load_state_dict(optimizer)

@@ -9,7 +9,7 @@ import tokenizers
 
 from msllm.commands.data import data as data_command
 from msllm.data import batches, token_file
-from msllm.data.token_file import RandomCrops, TokenFile, Windows, encode_texts, write_tokens
+from msllm.data.token_file import RandomCrops, TokenFile, Windows, token_stream, write_tokens
 from msllm.errors import UserError
 from msllm.tokenization import load_tokenizer, train_tokenizer
 from msllm.training.blocks import block_length, collate_blocks
@@ -239,7 +239,7 @@ def test_texts_have_the_ids_of_encode_however_long(kind, monkeypatch):
     monkeypatch.setattr(token_file, "_BATCH", 150)
     texts = [TEXT * 9, "x", TEXT]
     done = []
-    pieces = [list(piece) for piece in encode_texts(texts, tokenizer, False, done.append)]
+    pieces = [list(piece) for piece in token_stream(texts, tokenizer, False, done.append)]
     assert flat(pieces) == flat(map(tokenizer.encode, texts))
     assert sum(done) == sum(map(len, texts))
     if kind in ("bpe", "wordpiece"):  # these can be cut
@@ -251,7 +251,7 @@ def test_real_vocabularies_cut_without_a_trace(real, monkeypatch):
     text = (TEXT + "\nBien sûr, l'été.\n") * 5
     for name in ("gpt2",):
         tokenizer = real(name)
-        pieces = [list(piece) for piece in encode_texts([text], tokenizer, False)]
+        pieces = [list(piece) for piece in token_stream([text], tokenizer, False)]
         assert flat(pieces) == tokenizer.encode(text) and sum(map(bool, pieces)) > 5
 
 
@@ -267,7 +267,7 @@ def test_tiny_shakespeare_has_the_tokens_that_nanogpt_counts(data_folder, tmp_pa
 def test_documents_end_in_eos_once(letters):
     eos = [letters.eos_token_id]
     one, two = letters.encode("one"), letters.encode("two" + letters.eos_token)
-    assert flat(encode_texts(["one", "two" + letters.eos_token], letters, True)) == one + eos + two
+    assert flat(token_stream(["one", "two" + letters.eos_token], letters, True)) == one + eos + two
     assert two[-1:] == eos
 
 

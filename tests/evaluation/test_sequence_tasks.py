@@ -171,6 +171,6 @@ def test_mistakes_are_named(fails, gpt, tiny_model, tmp_path):  # noqa: F811
     assert "line 3 has the label 'negative', a name, and" in fails(*task, gpt)
     assert "wants a BERT, GPT or GPT-2" in fails(*task, tiny_model)
     path.write_text("text\tlabel\ngood\t1\nbad\t0\n")
-    assert "compares two; add text_b" in fails(*[*task[:2], "similarity", *task[3:]], gpt)
+    assert "compares two; add the second" in fails(*[*task[:2], "similarity", *task[3:]], gpt)
     assert "which has no token-classification here" in fails(*[*task[:2], "token-classification", *task[3:]], gpt)
     assert "lm_weight is -1.0, expected 0 or more" in fails(*task, gpt, "--lm_weight", "-1")

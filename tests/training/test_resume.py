@@ -102,6 +102,21 @@ def test_a_run_killed_at_any_step_and_resumed_writes_the_same_log(tiny_model, tm
             assert np.array_equal(a.asnumpy(), b.asnumpy()), (step, a.name)
 
 
+def test_auto_and_overwrite_go_on_only_with_an_unfinished_run_of_the_same_options(tiny_model, tmp_path, capsys):
+    run_until(trainer(tmp_path, tiny_model), 5)
+    trainer(tmp_path, tiny_model).train(resume="auto", overwrite=True)
+    assert "going on from" in capsys.readouterr().err
+    expected = log(tmp_path)
+    trainer(tmp_path, tiny_model).train(resume="auto", overwrite=True)
+    assert "holds a run that is at its end: starting from the first step" in capsys.readouterr().err
+    assert log(tmp_path) == expected
+    trainer(tmp_path, tiny_model, max_steps=3, save_steps=1).train(overwrite=True)
+    (tmp_path / "log.jsonl").write_text("")  # as if it had been broken off
+    trainer(tmp_path, tiny_model, max_steps=3, seed=6).train(resume="auto", overwrite=True)
+    assert "was written with seed = 5, now it is 6: starting from the first step" in capsys.readouterr().err
+    assert len({e["step"] for e in log(tmp_path)}) == 3
+
+
 def test_the_newest_and_the_best_checkpoints_are_kept(tiny_model, tmp_path):
     run = trainer(tmp_path, tiny_model, save_steps=1, save_total_limit=2, eval_steps=1)
     state = run.train()
