@@ -185,7 +185,7 @@ def news(job: Run) -> None:
     train, test = pairs.first(len(pairs) - 100), pairs.last(10 if job.quick else 100)
     text = "".join(f"{en}\t{zh}\n" for en, zh in zip(train.source, train.target))
     (job.output / "train.tsv").write_text(text, encoding="utf-8")
-    length = {"max_steps": 5} if job.quick else {"num_train_epochs": 40, "save_steps": 0}
+    length = {"max_steps": 5} if job.quick else {"num_train_epochs": 25, "save_steps": 0}
     folder = job.output / "model"
     train_translator(
         source=str(job.output / "train.tsv"),

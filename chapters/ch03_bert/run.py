@@ -110,12 +110,12 @@ def parallel(job: Run) -> None:
 
 @run("3.4 emotions of microblogs, six classes (SMP2020-EWECT): three models in one table", needs=("smp2020_ewect",))
 def emotions(job: Run) -> None:
-    compare(job, "smp2020_ewect", max_length=96, epochs=2)
+    compare(job, "smp2020_ewect", max_length=96, epochs=1)
 
 
 @run("3.4 opinions in reviews, two classes (ChnSentiCorp): three models in one table", needs=("chnsenticorp",))
 def reviews(job: Run) -> None:
-    compare(job, "chnsenticorp", max_length=192, epochs=3)
+    compare(job, "chnsenticorp", max_length=192, epochs=2)
 
 
 def compare(job: Run, name: str, max_length: int, epochs: int) -> None:
@@ -165,7 +165,7 @@ def compare(job: Run, name: str, max_length: int, epochs: int) -> None:
 
 
 @run(
-    "3.4 sentiment of film reviews (SST-2) from a real MiniLM, beside transformers (about 25 minutes)", needs=("sst2",)
+    "3.4 sentiment of film reviews (SST-2) from a real MiniLM, beside transformers (about 50 minutes)", needs=("sst2",)
 )
 def sst2(job: Run) -> None:
     import json

@@ -61,6 +61,24 @@ def test_classes_are_learnt_and_predicted(gpt, tmp_path, capsys):
     assert set(json.loads(pair)["scores"]) == {"pos", "neg"}
 
 
+def test_a_run_is_not_resumed_with_another_weight_of_the_words(gpt, tmp_path, fails):  # noqa: F811
+    rows = [{"text": "the play is great", "label": "pos"}, {"text": "the book is dull", "label": "neg"}]
+    output, _ = tune(gpt, "text-classification", rows, tmp_path, "--max_steps", "4", "--save_steps", "2")
+    command = ["finetune-task", "--task", "text-classification", "--model", gpt, "--data", tmp_path / "rows.jsonl"]
+    options = ["--max_steps", "4", "--learning_rate", "1e-2", "--per_device_train_batch_size", "4", "--lm_weight", "0"]
+    message = fails(*command, "--output", output, *options, "--resume", "auto")
+    assert "was written with lm_weight = 0.5, now it is 0" in message
+
+
+def test_a_classifier_that_was_made_elsewhere_lacks_the_task_tokens(gpt, tmp_path, fails):  # noqa: F811
+    kind = msllm.from_pretrained(gpt).config.model_type
+    name = {"gpt2": "GPT2", "openai-gpt": "OpenAIGPT"}[kind] + "ForSequenceClassification"
+    cls = model_class({"model_type": kind, "architectures": [name]})
+    cls.from_body(gpt, ["no", "yes"]).save_pretrained(tmp_path / "other", msllm.load_tokenizer(gpt))
+    message = fails("predict", "--model", tmp_path / "other", "--text", "good")
+    assert "no start, delimiter or extract token" in message
+
+
 def test_similarity_does_not_depend_on_the_order(gpt, tmp_path, capsys):
     rows = [{"sentence1": a, "sentence2": b, "label": int(WORDS[0] in (a, b))} for a in WORDS for b in WORDS]
     output, figures = tune(gpt, "similarity", rows, tmp_path)
@@ -82,6 +100,8 @@ def test_choices_are_learnt_and_predicted(gpt, tmp_path, capsys):
     assert msllm.from_pretrained(output).config.num_labels == 1
     (line,) = predict(capsys, output, "--context", "the book is", "--choices", "great", "good", "dull")
     assert line.startswith("dull")
+    assert main(["predict", "--model", str(output), "--context", "the book is", "--choices", "great"]) == 2
+    assert "--choices has 1, expected 2 or more" in capsys.readouterr().err
     (tmp_path / "lines.txt").write_text("the play is\tdull\tbad\n")
     assert predict(capsys, output, "--file", str(tmp_path / "lines.txt"))[0].startswith("dull  ")
 
