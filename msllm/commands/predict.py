@@ -185,7 +185,7 @@ def _classify_sequences(network, tokenizer, records, limit: int, batch_size: int
 
 def _tag(network, tokenizer, texts, limit: int, batch_size: int, options: dict):
     """Words are what the tokenizer splits before it looks for pieces: at spaces, marks and Chinese characters."""
-    from msllm.data.tasks import TaggedSentence, tag_scheme
+    from msllm.data.tagged import TaggedSentence, tag_scheme
     from msllm.evaluation.entities import entities
     from msllm.evaluation.tasks import TokenClassification
 

@@ -8,16 +8,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from msllm.data.questions import Question, encode_questions, read_questions
-from msllm.data.tasks import (
-    LabelledText,
-    TaggedSentence,
-    encode_tagged,
-    encode_texts,
-    label_list,
-    read_tagged,
-    read_texts,
-    tag_scheme,
-)
+from msllm.data.tagged import TaggedSentence, encode_tagged, read_tagged, tag_scheme
+from msllm.data.tasks import LabelledText, encode_texts, label_list, read_texts
 from msllm.errors import UserError
 from msllm.evaluation.answers import answer_metrics, best_answers, is_chinese
 from msllm.evaluation.classification import classification_figures
@@ -106,7 +98,7 @@ class TokenClassification:
     labels: list[str] | None = None
 
     def read(self, path: str, limit: int | None = None) -> list[TaggedSentence]:
-        """Reads a file; see msllm.data.tasks.read_tagged."""
+        """Reads a file; see msllm.data.tagged.read_tagged."""
         return read_tagged(path, limit, self.labels)
 
     def labels_of(self, records: Sequence[TaggedSentence]) -> list[str]:
@@ -114,7 +106,7 @@ class TokenClassification:
         return sorted({tag for r in records for tag in r.tags}, key=lambda tag: (tag != "O", tag))
 
     def encode(self, records, tokenizer, training: bool = False):
-        """Returns examples and a report; see msllm.data.tasks.encode_tagged."""
+        """Returns examples and a report; see msllm.data.tagged.encode_tagged."""
         return encode_tagged(records, tokenizer, self.labels, self.max_length)
 
     def predictions(self, records, examples, outputs) -> list[dict]:

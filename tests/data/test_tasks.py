@@ -5,16 +5,8 @@ import json
 import pytest
 
 from msllm.data.questions import encode_questions, read_questions
-from msllm.data.tasks import (
-    TaggedSentence,
-    encode_tagged,
-    encode_texts,
-    label_list,
-    read_label_names,
-    read_tagged,
-    read_texts,
-    tag_scheme,
-)
+from msllm.data.tagged import TaggedSentence, encode_tagged, read_tagged, tag_scheme
+from msllm.data.tasks import encode_texts, label_list, read_label_names, read_texts
 from msllm.errors import UserError
 from msllm.tokenization import load_tokenizer
 
