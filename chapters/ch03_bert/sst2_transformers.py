@@ -24,7 +24,7 @@ from msllm.tokenization import load_tokenizer
 
 def main() -> None:
     options = parse()
-    torch.set_num_threads(os.cpu_count())  # MindSpore sets OMP_NUM_THREADS=1, and its children get it
+    torch.set_num_threads(options.threads)  # MindSpore sets OMP_NUM_THREADS=1, and its children get it
     torch.manual_seed(options.seed)
     model = transformers.BertForSequenceClassification.from_pretrained(options.start)
     tokenizer = load_tokenizer(options.start)
@@ -52,6 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max_length", type=int, default=64)
     parser.add_argument("--warmup_ratio", type=float, default=0.1)
     parser.add_argument("--weight_decay", type=float, default=0.01)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--quick", action="store_true", help="200 steps, 200 texts of the dev and the test part")
     return parser.parse_args()
 

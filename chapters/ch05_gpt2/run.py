@@ -41,6 +41,7 @@ def diff(job: Run) -> None:
 @run("5.4 Shakespeare, letter by letter, beside eager PyTorch (about 4 minutes)", needs=("tinyshakespeare",))
 def shakespeare(job: Run) -> None:
     import shutil
+    from pathlib import Path
 
     from msllm.files import read_json_lines
     from msllm.training.report import training_seconds
@@ -53,7 +54,7 @@ def shakespeare(job: Run) -> None:
         "validation_loss": log[-1]["eval_loss"],
     }
     options = {"start": job.output / "start", "data": job.output / "tokens", "steps": steps, "seed": job.seed}
-    theirs = in_torch("shakespeare_torch.py", options)
+    theirs = job.torch_script(Path(__file__).with_name("shakespeare_torch.py"), options)
     for name, side in (("msllm", ours), ("PyTorch", theirs)):
         job.say(f"{name}: {steps} steps in {side['seconds']:.1f} s, validation loss {side['validation_loss']:.4f}")
     job.say(f"time of msllm / time of PyTorch: {ours['seconds'] / theirs['seconds']:.2f}")
@@ -92,28 +93,6 @@ def larger(job: Run) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as written:
         surprise(str(folder), text=line, picture=picture, attention=attention, layer=1)
     job.write_text("surprise.txt", written.getvalue())
-
-
-def in_torch(name: str, options: dict) -> dict:
-    """Runs a script beside this file, which PyTorch is needed for; returns what it prints as JSON."""
-    import importlib.util
-    import json
-    import os
-    import subprocess
-    import sys
-    from pathlib import Path
-
-    from msllm.errors import UserError
-
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(f"{name} needs PyTorch, which is not installed; make setup installs it, or pip install torch")
-    script = Path(__file__).with_name(name)
-    threads = {"threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
-    words = [str(word) for option, value in {**options, **threads}.items() for word in (f"--{option}", value)]
-    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{name} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}; run it by hand")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def letters(job: Run, steps: int, batch_size: int, model: dict, dropout: float = 0.0, eval_steps: int = 0):

@@ -129,7 +129,9 @@ def content_of(path: Path) -> str:
     """Returns the text of a file of records; UserError where there is none."""
     text = read_text(path)
     if not text.strip():
-        raise UserError(f"{path} is empty; expected records such as those at the top of msllm/data/tasks.py")
+        raise UserError(
+            f"{path} is empty; expected records such as those at the top of msllm/data/tasks.py and tagged.py"
+        )
     return text
 
 

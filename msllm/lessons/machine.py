@@ -13,10 +13,11 @@ def describe() -> dict:
         mindspore = importlib.metadata.version("mindspore")
     except importlib.metadata.PackageNotFoundError:
         mindspore = "not installed"
-    return {"cores": _cores(), "cpu": _cpu(), "mindspore": mindspore}
+    return {"cores": cores(), "cpu": _cpu(), "mindspore": mindspore}
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Returns the physical cores that this process may use."""
     import psutil
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
