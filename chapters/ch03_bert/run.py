@@ -48,11 +48,11 @@ def pretrain(job: Run) -> None:
     from msllm.files import read_json_lines
     from msllm.training import TrainingArguments
 
-    steps = 20 if job.quick else 1500
+    steps = 20 if job.quick else 5000
     arguments = TrainingArguments(
         max_steps=steps,
-        per_device_train_batch_size=16 if job.quick else 64,
-        learning_rate=1e-3,
+        per_device_train_batch_size=16,
+        learning_rate=7e-4,
         warmup_ratio=0.1,
         weight_decay=0.01,
         group_by_length=True,
