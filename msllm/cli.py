@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import logging
 import os
+import re
 import sys
 import typing
 import warnings
@@ -184,8 +185,19 @@ def _is_list(kind) -> bool:
 
 def _readable(message: str, command: str) -> str:
     """jsonargparse's message as one line with a next step."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return f"{' '.join(lines)[:400]}; see msllm {command} --help"
+    text = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    one = re.fullmatch(r'Parser key "(.+?)": .*Expected an? (.+?)\. Got value: (.*)', text)
+    several = re.fullmatch(r'Parser key "(.+?)": .*Subtypes: \[(.+?)\] Errors: .*Given value: (.*)', text)
+    if wrong := one or several:
+        option, kind, value = wrong.groups()
+        names = re.findall(r"'([^']*)'", kind.partition("Literal")[2].partition("]")[0])
+        kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+        known = re.search(rf"\b({'|'.join(kinds)})\b", kind)
+        expected = f"one of {', '.join(names)}" if names else kinds[known[1]] if known else kind
+        text = f"--{option} is {value!r}{nearest(value, names)}, expected {expected}"
+    elif lacking := re.fullmatch(r"the following arguments are required: (.+)", text):
+        text = f"missing: {', '.join(f'--{name.strip()}' for name in lacking[1].split(','))}"
+    return f"{text[:400]}; see msllm {command} --help"
 
 
 def _summary(function: Callable) -> str:

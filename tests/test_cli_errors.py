@@ -57,7 +57,11 @@ def test_unknown_command_and_option_get_the_nearest_spelling(fails):
 
 def test_values_of_the_wrong_kind_are_named(fails, tmp_path):
     common = ("finetune", "--model", "m", "--data", "d", "--output", tmp_path / "o")
-    assert "learning_rate" in (line := fails(*common, "--learning_rate", "fast")) and "fast" in line
+    assert "--learning_rate is 'fast', expected a number" in fails(*common, "--learning_rate", "fast")
+    assert "--limit is 'x', expected a whole number" in fails(*common, "--limit", "x")
+    assert "--tuning is 'lor' (did you mean 'lora'?), expected one of full, lora" in fails(*common, "--tuning", "lor")
+    assert "expected one of bert, gpt2, openai-gpt; see" in fails("pretrain", "--family", "x")
+    assert "missing: --data; see msllm finetune --help" in fails("finetune", "--model", "m")
     assert "lr_scheduler_type is 'linea'" in fails(*common, "--lr_scheduler_type", "linea")
     assert "per_device_train_batch_size is 0" in fails(*common, "--per_device_train_batch_size", "0")
     assert "add --tuning lora" in fails(*common, "--lora.r", "4")
@@ -209,7 +213,7 @@ def test_a_bert_does_not_chat(fails, tmp_path):
         "intermediate_size": 8,
     }
     BertModel(BertConfig.from_dict(values)).save_pretrained(tmp_path / "bert", train_tokenizer(["some text"], 280))
-    assert "BertModel, which does not generate text" in fails("chat", "--model", tmp_path / "bert")
+    assert "BertModel, which does not predict the next token" in fails("chat", "--model", tmp_path / "bert")
 
 
 def test_ctrl_c_while_mindspore_is_imported_is_one_line_and_exit_code_2(tmp_path):

@@ -50,6 +50,6 @@ def require_causal(model, folder: str) -> None:
 
     if not isinstance(model, CausalLM):
         raise UserError(
-            f"{folder} holds a {type(model).__name__}, which does not generate text; "
-            f"give a GPT-2, LLaMA or BLOOM folder"
+            f"{folder} holds a {type(model).__name__}, which does not predict the next token; "
+            f"give a GPT, GPT-2, LLaMA or BLOOM folder"
         )

@@ -34,6 +34,8 @@ def train_tokenizer(
     from msllm.conversion.output import new_folder
     from msllm.files import atomic_folder, read_text
 
+    if vocab_size is None and kind not in ("word", "char"):
+        raise UserError(f"vocab_size is missing, and {kind} needs one; add it, such as --vocab_size 8000")
     new_folder(output)
     texts = map(read_text, data)
     if kind != "char":  # a line feed is a character too, and for all others the end of a word

@@ -311,7 +311,7 @@ def _check_special_tokens(tokenizer: Tokenizer, name: str) -> None:
     if missing:
         raise UserError(
             f"{name} lacks {', '.join(missing)}, which BERT's pre-training needs; add them to its vocabulary, "
-            f"or train one with train_tokenizer(kind='wordpiece')"
+            f"or train one with msllm train-tokenizer --kind wordpiece"
         )
 
 

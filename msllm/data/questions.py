@@ -83,6 +83,8 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Question]
     Raises:
         UserError: another form, named by the place; no question; a question that SQuAD 2.0 marks as impossible.
     """
+    if Path(path).suffix != ".json":
+        raise UserError(f"{path} is no .json file; questions are read in the form of SQuAD 1.1; convert it")
     content = read_json(path)
     if not isinstance(content, Mapping) or not isinstance(content.get("data"), list):
         raise UserError(f'{path} has no list "data"; expected the form of SQuAD 1.1: data, paragraphs, context, qas')

@@ -223,7 +223,7 @@ def read_labelled(task, path: str, limit: int | None = None, needed: bool = True
     records = task.read(path, limit)
     without = next((r for r in records if not task.is_labelled(r)), None)
     if without is not None and (needed or any(map(task.is_labelled, records))):
-        raise UserError(f"{task.place(without)} has no label; add it, or remove the record")
+        raise UserError(f"{task.place(without)} has no label; name its column label, add it, or remove the record")
     return records
 
 

@@ -78,6 +78,11 @@ def source(output: str | Path, resume: str | None, overwrite: bool) -> Path | No
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, expected a folder for the result; choose another output")
     used = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if used and not overwrite and resume == "auto" and "log.jsonl" in used and "config.json" in used:
+        raise UserError(
+            f"{folder} holds a run that is at its end, and no checkpoint to go on from; choose another output, or add "
+            f"--overwrite to start anew"
+        )
     if used and not overwrite and not (resume == "auto" and "config.json" not in used):
         raise UserError(
             f"{folder} is not empty (it holds {', '.join(used[:4])}); choose another output, "

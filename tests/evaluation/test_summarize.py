@@ -143,4 +143,4 @@ def test_mistakes_are_one_line(tiny_model, tiny_bert, data, tmp_path, fails):  #
     bad.write_text('{"article": "a"}\n')
     assert "bad.jsonl, line 1 lacks the key summary" in fails(*model, "--data", bad)
     line = fails("summarize", "--model", tiny_bert, "--text", "a")
-    assert "BertModel, which does not generate text" in line
+    assert "BertModel, which does not predict the next token" in line
