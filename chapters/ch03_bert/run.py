@@ -47,7 +47,7 @@ def prepare(job: Run) -> None:
         job.say(f"{words.decode(example['input_ids'], skip_special_tokens=False)}  <- {' '.join(predicted)}")
 
 
-@run("3.3 pre-train on the Chinese documents: masked words and next sentences (about 25 minutes)")
+@run("3.3 pre-train on the Chinese documents: masked words and next sentences (about 16 minutes)")
 def pretrain(job: Run) -> None:
     import shutil
 
@@ -80,7 +80,7 @@ def pretrain(job: Run) -> None:
         shutil.copy(job.output / "loss.png", job.results / "pretrain-loss.png")
 
 
-@run("3.5 data parallel: two workers under msrun write the losses of one (about 2 minutes)")
+@run("3.5 data parallel: two workers under msrun write the losses of one (about a minute)")
 def parallel(job: Run) -> None:
     from msllm.files import read_json_lines
     from msllm.parallel import run_on_workers
