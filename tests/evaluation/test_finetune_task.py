@@ -166,7 +166,7 @@ def test_mistakes_are_named(fails, tiny_bert, tiny_model, files, tmp_path):  # n
     def line(*more, task="text-classification", model=tiny_bert, data=data):
         return fails(*command(task, model, data, out, *more))
 
-    assert "max_length is 33" in (text := line("--max_length", "33")) and "max_position_embeddings = 32" in text
+    assert "max_length is 33" in (text := line("--max_length", "33")) and "has 32 positions; give 1 to 32" in text
     assert "holds a LlamaForCausalLM" in line(model=tiny_model)
     assert "limit 0 leaves no records" in line("--limit", "0")
     assert "doc_stride is 0" in line("--doc_stride", "0", task="question-answering")

@@ -159,7 +159,7 @@ WRONG = [
     (*MASKED, RESIDUAL, "self.ln_2(x + self.mlp(x))", "mlp reads x as it is"),
     (*MASKED, RESIDUAL, "x + self.mlp(x)", "mlp reads x as it is"),
     (*MASKED, RESIDUAL, "self.ln_2(x) + self.mlp(self.ln_2(x))", "what went into ln_2, not what came out"),
-    (*MASKED, PLACES, "ops.arange(T) + 1", "positions count from 0"),
+    (*MASKED, PLACES, "(ops.arange(T) + 1)", "positions count from 0"),
     (*MASKED, PLACES, "ops.zeros((T,), ms.int32)", "every token has position 0"),
     (*MASKED, PLACES, "input_ids", "RuntimeError: For 'Gather'"),
     (*MASKED, SUM, "self.wte(input_ids)", "the positions are not added"),
