@@ -193,7 +193,7 @@ def sst2(job: Run) -> None:
         model = BertForSequenceClassification.from_body(str(minilm), ["0", "1"])
         model.save_pretrained(start, load_tokenizer(minilm))
         arguments = TaskTrainingArguments(
-            num_train_epochs=3, max_steps=200 if job.quick else -1, learning_rate=5e-5, seed=seed
+            num_train_epochs=3, max_steps=20 if job.quick else -1, learning_rate=5e-5, seed=seed
         )
         files = [str(job.file(f"sst2/{part}.tsv")) for part in ("train", "dev", "test")]
         finetune_task(
@@ -205,6 +205,7 @@ def sst2(job: Run) -> None:
             files[1],
             files[2],
             max_length=64,
+            limit=200 if job.quick else None,
             overwrite=True,
         )
         rows["msllm"].append(read_json(output / "metrics.json")["test"]["accuracy"])

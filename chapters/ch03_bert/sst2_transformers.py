@@ -29,10 +29,9 @@ def main() -> None:
     model = transformers.BertForSequenceClassification.from_pretrained(options.start)
     tokenizer = load_tokenizer(options.start)
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    limits = {"train": 200 * options.batch_size, "dev": 200, "test": 200} if options.quick else {}
     parts = {}
     for name in ("train", "dev", "test"):
-        texts = read_texts(Path(options.data) / f"{name}.tsv", limits.get(name))
+        texts = read_texts(Path(options.data) / f"{name}.tsv", 200 if options.quick else None)
         parts[name] = encode_texts(texts, tokenizer, labels, options.max_length)[0]
     start = time.perf_counter()
     steps = train(model, parts["train"], tokenizer.pad_token_id, options)
@@ -53,14 +52,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup_ratio", type=float, default=0.1)
     parser.add_argument("--weight_decay", type=float, default=0.01)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--quick", action="store_true", help="200 steps, 200 texts of the dev and the test part")
+    parser.add_argument("--quick", action="store_true", help="20 steps, 200 texts of each part")
     return parser.parse_args()
 
 
 def train(model, examples: list[dict], pad_token_id: int, options: argparse.Namespace) -> int:
     """Trains as msllm.training.Trainer does by default; returns the number of steps."""
     per_epoch = math.ceil(len(examples) / options.batch_size)
-    total = 200 if options.quick else math.ceil(options.num_train_epochs * per_epoch)
+    total = 20 if options.quick else math.ceil(options.num_train_epochs * per_epoch)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}]
