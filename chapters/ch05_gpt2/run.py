@@ -8,7 +8,13 @@ msllm chapter 5 --run shakespeare --quick  the same in under a minute, which lea
 from msllm.lessons import Run, run
 
 SIZES = {"small": (768, 12, 12), "medium": (1024, 24, 16), "large": (1280, 36, 20), "XL": (1600, 48, 25)}
-CHARACTERS = {"lr_scheduler_type": "cosine", "warmup_steps": 100, "weight_decay": 0.1, "adam_beta2": 0.99}
+CHARACTERS = {
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 100,
+    "weight_decay": 0.1,
+    "adam_beta2": 0.99,
+}
 TASKS = [["copy"], ["reverse"], ["sort"], ["upper"], ["first"], ["double"], ["reverse", "upper"], ["sort", "double"]]
 NEVER_SHOWN = [["sort", "upper"], ["reverse", "double"], ["double", "upper"]]
 
@@ -54,6 +60,7 @@ def shakespeare(job: Run) -> None:
         "validation_loss": log[-1]["eval_loss"],
     }
     options = {"start": job.output / "start", "data": job.output / "tokens", "steps": steps, "seed": job.seed}
+    options["learning_rate"] = CHARACTERS["learning_rate"]
     theirs = job.torch_script(Path(__file__).with_name("shakespeare_torch.py"), options)
     for name, side in (("msllm", ours), ("PyTorch", theirs)):
         job.say(f"{name}: {steps} steps in {side['seconds']:.1f} s, validation loss {side['validation_loss']:.4f}")
@@ -122,7 +129,6 @@ def letters(job: Run, steps: int, batch_size: int, model: dict, dropout: float =
         max_steps=steps,
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=64,
-        learning_rate=1e-3,
         eval_steps=eval_steps,
         save_steps=0,
         seed=job.seed,
