@@ -44,7 +44,7 @@ def diff(job: Run) -> None:
         )
 
 
-@run("5.4 Shakespeare, letter by letter, beside eager PyTorch (about 4 minutes)", needs=("tinyshakespeare",))
+@run("5.4 Shakespeare, letter by letter, beside eager PyTorch (about 3 minutes)", needs=("tinyshakespeare",))
 def shakespeare(job: Run) -> None:
     import shutil
     from pathlib import Path
@@ -74,7 +74,7 @@ def shakespeare(job: Run) -> None:
         shutil.copy(job.output / "model/loss.png", job.results / "shakespeare-loss.png")
 
 
-@run("5.4 a larger GPT-2 on the same letters, and what it writes (about 15 minutes)", needs=("tinyshakespeare",))
+@run("5.4 a larger GPT-2 on the same letters, and what it writes (about 10 minutes)", needs=("tinyshakespeare",))
 def larger(job: Run) -> None:
     import contextlib
     import io
@@ -85,7 +85,7 @@ def larger(job: Run) -> None:
     from msllm.generation import GenerationConfig
 
     model = {"hidden_size": 256, "layers": 4, "heads": 4, "max_positions": 128}
-    steps = 20 if job.quick else 3000
+    steps = 20 if job.quick else 2000
     folder = letters(job, steps, 4 if job.quick else 16, model, dropout=0.1, eval_steps=steps // 4)
     evaluations = [e for e in read_json_lines(folder / "log.jsonl") if "eval_loss" in e]
     for e in evaluations:
