@@ -182,12 +182,14 @@ class _Blocks(Sequence):
     """Stretches of a TokenFile: data[i] is {"input_ids": int32 (T + 1,)}, T inputs and the T targets after each.
 
     Attributes:
+        starts: int (len(data),), the place of each example's first token in the file.
         lengths: int (len(data),), the inputs T of each example.
         checksum: names the content; equal for equal examples in the same order.
     """
 
     tokens: TokenFile
     block_size: int
+    starts: np.ndarray
     lengths: np.ndarray
     checksum: str
 
@@ -197,11 +199,8 @@ class _Blocks(Sequence):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        start = self._start(range(len(self))[index])
+        start = self.starts[index]
         return {"input_ids": self.tokens.ids[start : start + self.block_size + 1].astype(np.int32)}
-
-    def _start(self, i: int) -> int:
-        raise NotImplementedError
 
 
 class RandomCrops(_Blocks):
@@ -229,9 +228,6 @@ class RandomCrops(_Blocks):
         self.lengths = np.broadcast_to(np.int64(block_size), count)
         self.checksum = f"random crops of {block_size} from {len(tokens)} tokens {tokens.checksum}, seed {seed}"
 
-    def _start(self, i: int) -> int:
-        return self.starts[i]
-
 
 class Windows(_Blocks):
     """A file from front to end in windows of ``block_size``: each token but the first is predicted exactly once.
@@ -251,11 +247,9 @@ class Windows(_Blocks):
         self.tokens, self.block_size = tokens, block_size
         targets = len(tokens) - 1
         self.lengths = np.full(-(-targets // block_size), block_size)
+        self.starts = np.arange(len(self.lengths)) * block_size
         self.lengths[-1] = targets - block_size * (len(self.lengths) - 1)
         self.checksum = f"windows of {block_size} over {len(tokens)} tokens {tokens.checksum}"
-
-    def _start(self, i: int) -> int:
-        return i * self.block_size
 
 
 def _check_block_size(tokens: TokenFile, block_size: int, needed: int) -> None:

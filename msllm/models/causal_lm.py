@@ -1,4 +1,4 @@
-"""What the models that predict the next token share: the head, tied or not, the step of decoding, a classifier."""
+"""What the models that predict the next token share: the head, the step of decoding, a classifier, GPT's files."""
 
 import numpy as np
 from mindspore import nn, ops
@@ -7,6 +7,7 @@ from msllm import kernels
 from msllm.layers import Dropout, KVCache, Linear, drawn, positions
 from msllm.models.config import ModelConfig
 from msllm.models.pretrained import PretrainedModel
+from msllm.models.weights import conv1d_to_linear, linear_to_conv1d
 
 
 class CausalLM(PretrainedModel):
@@ -150,3 +151,25 @@ class SequenceClassifier(PretrainedModel):
     def sanitize(self, tensors):
         """Leaves out a head that predicts words."""
         return {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+
+
+class GPTFamily:
+    """What the classes of GPT and GPT-2 share: the names of their parts and sizes, and the layout of their files."""
+
+    base_model_prefix = "transformer"
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        c = self.config
+        return c.n_layer, c.n_head, c.n_embd // c.n_head
+
+    @property
+    def max_length(self) -> int:
+        return self.config.n_positions
+
+    def sanitize(self, tensors):
+        """Transposes Conv1D weights; drops the causal masks that old files carry."""
+        return conv1d_to_linear(super().sanitize(tensors))
+
+    def unsanitize(self, tensors):
+        return linear_to_conv1d(tensors)

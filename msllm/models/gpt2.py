@@ -8,9 +8,8 @@ from mindspore import nn
 from msllm import kernels
 from msllm.layers import BlockParts, Dropout, Embedding, LayerNorm, Linear, attend_packed, positions, run_blocks
 from msllm.layers.basic import GELU_KINDS
-from msllm.models.causal_lm import CausalLM, SequenceClassifier
+from msllm.models.causal_lm import CausalLM, GPTFamily, SequenceClassifier
 from msllm.models.config import LabelledConfig
-from msllm.models.weights import conv1d_to_linear, linear_to_conv1d
 
 DEFAULT_ARCHITECTURE = "GPT2LMHeadModel"
 
@@ -160,39 +159,21 @@ class GPT2Model(nn.Cell):
         return self.ln_f.add(x_BTD, update_BTD)[1]
 
 
-class _GPT2:
-    """What the classes below share: names, sizes and the layout of the files."""
+class GPT2LMHeadModel(GPTFamily, CausalLM):
+    """GPT-2 with a head that predicts the next token."""
 
     config_class = GPT2Config
-    base_model_prefix = "transformer"
     embedding_name = "wte"
-
-    @property
-    def cache_shape(self) -> tuple[int, int, int]:
-        c = self.config
-        return c.n_layer, c.n_head, c.n_embd // c.n_head
-
-    @property
-    def max_length(self) -> int:
-        return self.config.n_positions
-
-    def sanitize(self, tensors):
-        """Transposes Conv1D weights; drops the causal masks that old files carry."""
-        return conv1d_to_linear(super().sanitize(tensors))
-
-    def unsanitize(self, tensors):
-        return linear_to_conv1d(tensors)
-
-
-class GPT2LMHeadModel(_GPT2, CausalLM):
-    """GPT-2 with a head that predicts the next token."""
 
     def __init__(self, config: GPT2Config):
         super().__init__(config, GPT2Model(config))
 
 
-class GPT2ForSequenceClassification(_GPT2, SequenceClassifier):
+class GPT2ForSequenceClassification(GPTFamily, SequenceClassifier):
     """GPT-2 with a linear map of the last token onto classes."""
+
+    config_class = GPT2Config
+    embedding_name = "wte"
 
     def __init__(self, config: GPT2Config):
         super().__init__(config, GPT2Model(config))

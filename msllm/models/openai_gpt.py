@@ -7,9 +7,8 @@ from mindspore import nn
 
 from msllm import kernels
 from msllm.layers import Dropout, Embedding, LayerNorm, Linear, attend_packed, positions, run_blocks
-from msllm.models.causal_lm import CausalLM, SequenceClassifier
+from msllm.models.causal_lm import CausalLM, GPTFamily, SequenceClassifier
 from msllm.models.config import LabelledConfig
-from msllm.models.weights import conv1d_to_linear, linear_to_conv1d
 
 DEFAULT_ARCHITECTURE = "OpenAIGPTLMHeadModel"
 # Under the name "gelu" the published model has the tanh approximation (its activation, in transformers gelu_new).
@@ -137,39 +136,21 @@ class OpenAIGPTModel(nn.Cell):
         return run_blocks(self.h, x_BTD, attention_mask, row_start, cache)[0]
 
 
-class _OpenAIGPT:
-    """What the classes below share: names, sizes and the layout of the files."""
+class OpenAIGPTLMHeadModel(GPTFamily, CausalLM):
+    """GPT with a head that predicts the next token."""
 
     config_class = OpenAIGPTConfig
-    base_model_prefix = "transformer"
     embedding_name = "tokens_embed"
-
-    @property
-    def cache_shape(self) -> tuple[int, int, int]:
-        c = self.config
-        return c.n_layer, c.n_head, c.n_embd // c.n_head
-
-    @property
-    def max_length(self) -> int:
-        return self.config.n_positions
-
-    def sanitize(self, tensors):
-        """Transposes Conv1D weights, drops the causal masks that the files carry."""
-        return conv1d_to_linear(super().sanitize(tensors))
-
-    def unsanitize(self, tensors):
-        return linear_to_conv1d(tensors)
-
-
-class OpenAIGPTLMHeadModel(_OpenAIGPT, CausalLM):
-    """GPT with a head that predicts the next token."""
 
     def __init__(self, config: OpenAIGPTConfig):
         super().__init__(config, OpenAIGPTModel(config))
 
 
-class OpenAIGPTForSequenceClassification(_OpenAIGPT, SequenceClassifier):
+class OpenAIGPTForSequenceClassification(GPTFamily, SequenceClassifier):
     """GPT with a linear map of the last token onto classes (section 3.2)."""
+
+    config_class = OpenAIGPTConfig
+    embedding_name = "tokens_embed"
 
     def __init__(self, config: OpenAIGPTConfig):
         super().__init__(config, OpenAIGPTModel(config))
