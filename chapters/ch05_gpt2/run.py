@@ -85,7 +85,7 @@ def larger(job: Run) -> None:
     from msllm.generation import GenerationConfig
 
     model = {"hidden_size": 256, "layers": 4, "heads": 4, "max_positions": 128}
-    steps = 20 if job.quick else 2000
+    steps = 20 if job.quick else 3000
     folder = letters(job, steps, 4 if job.quick else 16, model, dropout=0.1, eval_steps=steps // 4)
     evaluations = [e for e in read_json_lines(folder / "log.jsonl") if "eval_loss" in e]
     for e in evaluations:
