@@ -12,16 +12,18 @@ from argparse import ArgumentError
 from collections.abc import Callable
 
 from msllm.errors import UserError, nearest
+from msllm.parallel.launch import COMMAND_LINE
 
 # command -> module:function; a module is imported only when its command (or the whole help) is asked for.
 COMMANDS = {
     "finetune": "finetune:finetune",
     "chat": "chat:chat",
     "generate": "generate:generate",
-    "train-tokenizer": "pretrain:train_tokenizer",
+    "train-tokenizer": "prepare:train_tokenizer",
     "data": "data:data",
-    "pretraining-data": "pretrain:pretraining_data",
+    "pretraining-data": "prepare:pretraining_data",
     "pretrain": "pretrain:pretrain",
+    "parallel": "parallel:parallel",
     "train-translator": "translate:train_translator",
     "translate": "translate:translate",
     "finetune-task": "tasks:finetune_task",
@@ -40,6 +42,7 @@ COMMANDS = {
 POSITIONAL = {
     "chapter": ("number", "The number of a chapter; without it, the chapters are listed."),
     "data": ("action", "What to do: tokenize."),
+    "parallel": ("action", "What to do: verify."),
 }
 
 
@@ -106,7 +109,11 @@ def _run(argv: list[str]) -> int:
             chosen = with_saved_options(arguments["model"], chosen, {a.split("=")[0].lstrip("-") for a in argv})
         arguments[name] = cls(**chosen)
     arguments.pop("config", None)
-    code = function(**arguments)
+    before = COMMAND_LINE.set(argv)  # a command may start itself on several workers
+    try:
+        code = function(**arguments)
+    finally:
+        COMMAND_LINE.reset(before)
     return code if isinstance(code, int) else 0  # some return what they made, for callers in Python
 
 

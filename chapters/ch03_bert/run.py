@@ -24,7 +24,7 @@ MODEL = {
 def prepare(job: Run) -> None:
     import shutil
 
-    from msllm.commands.pretrain import pretraining_data, train_tokenizer
+    from msllm.commands.prepare import pretraining_data, train_tokenizer
     from msllm.data.mindrecord import read_shards
     from msllm.files import read_text
     from msllm.tokenization import load_tokenizer

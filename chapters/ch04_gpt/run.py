@@ -55,7 +55,7 @@ def prepare(job: Run) -> None:
     import shutil
 
     from msllm.commands.data import data
-    from msllm.commands.pretrain import train_tokenizer
+    from msllm.commands.prepare import train_tokenizer
     from msllm.data.loading import json_lines
     from msllm.data.order import random_order
     from msllm.data.parallel_text import read_lines

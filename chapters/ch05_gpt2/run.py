@@ -109,7 +109,8 @@ def letters(job: Run, steps: int, batch_size: int, model: dict, dropout: float =
     from mindspore import set_seed
 
     from msllm.commands.data import data
-    from msllm.commands.pretrain import pretrain, train_tokenizer
+    from msllm.commands.prepare import train_tokenizer
+    from msllm.commands.pretrain import pretrain
     from msllm.models.gpt2 import GPT2Config, GPT2LMHeadModel
     from msllm.tokenization import load_tokenizer
     from msllm.training import TrainingArguments
@@ -240,7 +241,8 @@ def chinese(job: Run) -> None:
     import shutil
 
     from msllm.commands.data import data
-    from msllm.commands.pretrain import pretrain, train_tokenizer
+    from msllm.commands.prepare import train_tokenizer
+    from msllm.commands.pretrain import pretrain
     from msllm.files import read_json_lines, read_text
     from msllm.training import TrainingArguments
 

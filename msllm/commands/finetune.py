@@ -1,12 +1,15 @@
 """msllm finetune: a Hugging Face folder and instruction data in, a fine-tuned folder out."""
 
 import dataclasses
+import functools
 import logging
 import sys
 from pathlib import Path
 from typing import Literal
 
 from msllm.errors import UserError
+from msllm.parallel.config import ParallelConfig
+from msllm.parallel.launch import ALONE, start_command
 from msllm.training.arguments import TrainingArguments
 from msllm.tuning.config import LoraConfig
 
@@ -28,6 +31,9 @@ def finetune(
     preview: bool = False,
     resume: str | None = None,
     overwrite: bool = False,
+    workers: int = 1,
+    time_limit: float | None = None,
+    parallel: ParallelConfig = ALONE,
 ) -> None:
     """Fine-tunes a model on instructions, conversations or plain text.
 
@@ -47,22 +53,27 @@ def finetune(
         preview: print the first record with its loss mask in colour, and stop.
         resume: "auto" or a checkpoint folder: go on where an earlier run stopped.
         overwrite: replace what an earlier run left in the output folder.
+        workers: processes of this machine to train on; their logs go to output/logs. Under msrun, leave it out.
+        time_limit: seconds after which these workers save a checkpoint and end.
+        parallel: how the run is spread over the workers.
     """
     if lora != LoraConfig() and tuning != "lora":
         raise UserError(f"options of lora were given but tuning is {tuning!r}; add --tuning lora")
     if output is None and not preview:
         raise UserError("output is missing: where does the result go? add --output FOLDER")
+    if tuning == "lora" and not parallel.plain:
+        raise UserError("adapters are trained by data-parallel workers alone; leave out the other parallel options")
+    fits = functools.partial(_fits, model, training.per_device_train_batch_size)
+    if not preview and start_command("finetune", output, resume, overwrite, workers, time_limit, parallel, fits):
+        return
     from msllm.commands.loading import require_causal
     from msllm.data import encode_records, load_records, train_validation_split
     from msllm.data import preview as show
     from msllm.models.pretrained import model_class, read_config
-    from msllm.parallel import start_workers
+    from msllm.parallel import join
     from msllm.tokenization import load_tokenizer
-    from msllm.training import checkpoint
 
-    if not preview:
-        checkpoint.source(output, resume, overwrite)
-    workers = None if preview else start_workers()
+    group = None if preview else join(parallel, output, resume)
     model_class(read_config(model), f"{model}/config.json")  # a wrong folder shows before the data is read
     tokenizer = load_tokenizer(model)
     records = [r for source in _files(data) for r in load_records(source, limit=limit)]
@@ -101,10 +112,23 @@ def finetune(
         lora if tuning == "lora" else None,
         resume,
         overwrite,
-        workers,
+        group,
     )
-    if workers is None or workers.rank == 0:
+    if group is None or group.rank == 0:
         print(f"saved {output}; try it: msllm chat --model {output}", file=sys.stderr)
+
+
+def _fits(model: str, batch: int, parallel: ParallelConfig) -> None:
+    """Raises UserError where a model or its batches cannot be spread so."""
+    if parallel.plain:
+        return
+    from msllm.models.pretrained import model_class, read_config
+    from msllm.parallel.plans import plan_for, sizes
+
+    values = read_config(model)
+    config = model_class(values, f"{model}/config.json").config_class.from_dict(values)
+    plan_for(config.model_type)
+    parallel.check(**sizes(config), batch=batch)
 
 
 def _files(names: list[str] | str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""msllm train-tokenizer, pretraining-data and pretrain: from raw documents to a BERT or a GPT."""
+"""msllm pretrain: from token ids, or pairs of sentences, to a GPT or a BERT."""
 
 import dataclasses
 import inspect
@@ -8,97 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from msllm.errors import UserError, nearest
+from msllm.parallel.config import ParallelConfig
+from msllm.parallel.launch import ALONE, start_command
 from msllm.training.arguments import TrainingArguments
 
 _GPTS = {"gpt2": "GPT2LMHeadModel", "openai-gpt": "OpenAIGPTLMHeadModel"}
 _BERT_INNER = 1024
-
-
-def train_tokenizer(
-    data: list[str],
-    output: str,
-    vocab_size: int | None = None,
-    kind: Literal["wordpiece", "bpe", "sentencepiece", "gpt", "word", "char"] = "wordpiece",
-    lowercase: bool = False,
-) -> None:
-    """Trains a vocabulary on text files; the folder loads here and in transformers.
-
-    Args:
-        data: text files.
-        output: new folder.
-        vocab_size: ids in all, the special tokens included; word and char go without it too, and keep all.
-        kind: wordpiece (BERT), bpe (byte-level, GPT-2), sentencepiece (LLaMA), gpt (GPT), word or char.
-        lowercase: lower-case all text, in training and in use.
-    """
-    from msllm import tokenization
-    from msllm.conversion.output import new_folder
-    from msllm.files import atomic_folder, read_text
-
-    if vocab_size is None and kind not in ("word", "char"):
-        raise UserError(f"vocab_size is missing, and {kind} needs one; add it, such as --vocab_size 8000")
-    new_folder(output)
-    texts = map(read_text, data)
-    if kind != "char":  # a line feed is a character too, and for all others the end of a word
-        texts = (line for text in texts for line in text.splitlines() if line.strip())
-    tokenizer = tokenization.train_tokenizer(texts, vocab_size, kind, lowercase=lowercase)
-    with atomic_folder(output) as tmp:
-        tokenizer.save_pretrained(tmp)
-    print(f"saved {output}: {len(tokenizer)} tokens")
-
-
-def pretraining_data(
-    data: list[str],
-    tokenizer: str,
-    output: str,
-    max_length: int = 128,
-    duplicate_factor: int = 5,
-    whole_words: Literal["no", "english", "chinese"] = "no",
-    mask_share: float = 0.15,
-    max_predictions: int | None = None,
-    short_share: float = 0.1,
-    shards: int = 4,
-    seed: int = 0,
-) -> None:
-    """Builds BERT's pre-training examples from raw documents and writes them as MindRecord files.
-
-    Args:
-        data: text files, a sentence a line, a blank line between documents.
-        tokenizer: folder of a BERT tokenizer; it is copied beside the examples.
-        output: new folder.
-        max_length: most tokens of an example, both sentences and special tokens together.
-        duplicate_factor: how often the documents are used, each time with other pairs and masks.
-        whole_words: mask all tokens of a word together; english goes by ##, chinese by jieba's words.
-        mask_share: share of the tokens that are predicted.
-        max_predictions: most tokens of an example that are predicted.
-        short_share: share of the examples that aim at a random shorter length.
-        shards: files that the examples are spread over.
-        seed: of pairs and masks.
-    """
-    from msllm.conversion.output import new_folder
-    from msllm.data.mindrecord import write_shards
-    from msllm.data.pretraining import build_pretraining, read_documents
-    from msllm.tokenization import load_tokenizer
-
-    new_folder(output)
-    documents, words = read_documents(data), load_tokenizer(tokenizer)
-    examples = build_pretraining(
-        documents,
-        words,
-        max_length,
-        mask_share=mask_share,
-        max_predictions=max_predictions,
-        whole_words=None if whole_words == "no" else whole_words,
-        short_share=short_share,
-        duplicate_factor=duplicate_factor,
-        seed=seed,
-        tokenizer_name=tokenizer,
-    )
-    write_shards(examples, output, min(shards, len(examples)))
-    words.save_pretrained(output)
-    print(
-        f"saved {output}: {len(examples):,} examples of {len(documents):,} documents, {len(examples.ids):,} tokens, "
-        f"{len(examples.targets):,} masked, in {min(shards, len(examples))} files"
-    )
 
 
 def pretrain(
@@ -118,6 +33,9 @@ def pretrain(
     sampling: Literal["random", "sequential"] = "random",
     resume: str | None = None,
     overwrite: bool = False,
+    workers: int = 1,
+    time_limit: float | None = None,
+    parallel: ParallelConfig = ALONE,
 ) -> None:
     """Pre-trains a GPT on next tokens, or a BERT on masked words and next sentences; under msrun, on several workers.
 
@@ -140,14 +58,19 @@ def pretrain(
             as fit into it; sequential goes through the data in windows, whose order is shuffled.
         resume: "auto" or a checkpoint folder: go on where an earlier run stopped.
         overwrite: replace what an earlier run left in the output folder.
+        workers: processes of this machine to train on; their logs go to output/logs. Under msrun, leave it out.
+        time_limit: seconds after which these workers save a checkpoint and end.
+        parallel: how the run is spread over the workers.
     """
     sizes = {"hidden_size": hidden_size, "layers": layers, "heads": heads, "intermediate_size": intermediate_size}
     sizes |= {"max_positions": max_positions, "dropout": dropout}
     job = _Job(data, training, output, eval_data, model, family, sizes, block_size, sampling).checked()
-    from msllm.training import checkpoint
+    if start_command("pretrain", output, resume, overwrite, workers, time_limit, parallel, job.fits):
+        return
+    from msllm.parallel import join
 
-    checkpoint.source(output, resume, overwrite)
-    trainer = _bert_trainer(job) if job.family == "bert" else _gpt_trainer(job)
+    group = join(parallel, output, resume)
+    trainer = _bert_trainer(job, group) if job.family == "bert" else _gpt_trainer(job, group)
     trainer.train(resume, overwrite)
     if trainer.rank == 0:
         command, option = ("predict", "--text '[MASK]'") if job.family == "bert" else ("generate", "--prompt TEXT")
@@ -187,6 +110,25 @@ class _Job:
             )
         return dataclasses.replace(self, family=family)
 
+    def fits(self, parallel: ParallelConfig) -> None:
+        """Raises UserError where the model or its batches cannot be spread so."""
+        if parallel.plain:
+            return
+        from msllm.parallel.plans import plan_for, sizes
+
+        plan_for(self.family)
+        if self.model is not None:
+            from msllm.models.pretrained import model_class, read_config
+
+            values = read_config(self.model)
+            known = sizes(model_class(values, f"{self.model}/config.json").config_class.from_dict(values))
+        else:
+            heads, width = self.sizes["heads"], self.sizes["hidden_size"]
+            inner = self.sizes["intermediate_size"] or 4 * width
+            known = {"heads": heads, "kv_heads": heads, "layers": self.sizes["layers"], "inner": inner, "experts": 0}
+        length = self.block_size or (self.sizes["max_positions"] if self.model is None else None)
+        parallel.check(**known, length=length, batch=self.training.per_device_train_batch_size)
+
     def _family(self) -> str:
         """Returns the model type, from the options and what the data are for."""
         from msllm.data.mindrecord import MANIFEST
@@ -218,18 +160,16 @@ class _Job:
         return found
 
 
-def _bert_trainer(job: _Job):
+def _bert_trainer(job: _Job, workers):
     """Returns the Trainer of masked words and next sentences."""
     import mindspore as ms
 
     from msllm.data.mindrecord import read_shards
     from msllm.models.bert import BertForPreTraining
-    from msllm.parallel import start_workers
     from msllm.tokenization import load_tokenizer
     from msllm.training import Trainer
     from msllm.training.pretraining import PRETRAINING, pretraining_accuracy
 
-    workers = start_workers()
     tokenizer = load_tokenizer(job.data)
     examples = read_shards(job.data, tokenizer)
     eval_examples = None if job.eval_data is None else read_shards(job.eval_data, tokenizer)
@@ -283,19 +223,18 @@ def _new_bert(sizes: dict[str, Any], tokenizer):
     return BertForPreTraining(BertConfig.from_dict(values))
 
 
-def _gpt_trainer(job: _Job):
+def _gpt_trainer(job: _Job, workers):
     """Returns the Trainer of next tokens."""
     import mindspore as ms
 
     from msllm.commands.loading import check_vocabulary, require_causal
     from msllm.data.token_file import Windows
     from msllm.models.pretrained import from_pretrained
-    from msllm.parallel import start_workers
     from msllm.tokenization import load_tokenizer
     from msllm.training import Trainer
     from msllm.training.blocks import BLOCKS
+    from msllm.training.moe_objective import with_router_losses
 
-    workers = start_workers()
     owner = job.model or str(job.data if Path(job.data).is_dir() else Path(job.data).parent)
     tokenizer = load_tokenizer(owner)
     train, held_out = _token_files(job, tokenizer, f"the tokenizer of {owner}")
@@ -307,7 +246,7 @@ def _gpt_trainer(job: _Job):
     else:
         network = _new_gpt(job.family, job.sizes, tokenizer)
     block_size = _block_size(job, network, [part for part in (train, held_out) if part is not None])
-    training, examples = _gpt_examples(job, train, block_size, 1 if workers is None else workers.world)
+    training, examples = _gpt_examples(job, train, block_size, 1 if workers is None else workers.data_world)
     print(
         f"{type(network).__name__} with {sum(p.size for p in network.get_parameters()):,} parameters; "
         f"{len(train):,} tokens, {len(examples):,} {job.sampling} examples of {block_size}; "
@@ -321,7 +260,7 @@ def _gpt_trainer(job: _Job):
         job.output,
         None if held_out is None else Windows(held_out, block_size),
         tokenizer.pad_token_id,
-        BLOCKS,
+        with_router_losses(network, BLOCKS),
         write_model=lambda folder: network.write_files(folder, tokenizer),
         workers=workers,
     )

@@ -1,14 +1,16 @@
 """The one way from queries, keys and values to an attention output."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from msllm import kernels
+from msllm.errors import UserError
 from msllm.kernels import stock
 
 _record: list[np.ndarray] | None = None
+_core: Callable | None = None
 
 
 @contextlib.contextmanager
@@ -23,6 +25,17 @@ def record_attention() -> Iterator[list[np.ndarray]]:
         yield _record
     finally:
         _record = before
+
+
+def use_core(core: Callable | None) -> None:
+    """Sets what computes attention in place of the kernel, where workers share the tokens; None sets the kernel back.
+
+    Args:
+        core: called as core(q_BTHC, k_BTKC, v_BTKC, scale, causal, key_mask, row_start, slopes, dropout), returns
+            (B, T, H, C); row_start holds places in the whole example. See msllm.parallel.context.
+    """
+    global _core
+    _core = core
 
 
 def attention_weights(q_BTHC, k_BSKC, scale, causal=True, key_mask=None, row_start=None, slopes=None, length=None):
@@ -70,13 +83,26 @@ def attend(
 
     Returns:
         (B, T, H * C).
+
+    Raises:
+        UserError: a cache, or weights to record, where workers share the tokens (use_core).
     """
     B, T, H, C = q_BTHC.shape
+    if _core is not None:
+        return _shared(q_BTHC, k_BTKC, v_BTKC, scale, causal, key_mask, row_start, slopes, dropout, cache)
     k, v, length = (k_BTKC, v_BTKC, None) if cache is None else cache.update(layer, k_BTKC, v_BTKC)
     out = kernels.attention(q_BTHC, k, v, scale, causal, key_mask, row_start, slopes, length, dropout)
     if _record is not None:
         _record.append(attention_weights(q_BTHC, k, scale, causal, key_mask, row_start, slopes, length))
     return out.reshape(B, T, H * C)
+
+
+def _shared(q_BTHC, k_BTKC, v_BTKC, scale, causal, key_mask, row_start, slopes, dropout, cache):
+    for what, wanted in (("a key-value cache", cache), ("recording attention weights", _record)):
+        if wanted is not None:
+            raise UserError(f"{what} cannot be used where workers share the tokens; use --parallel.sequence 1 for it")
+    out = _core(q_BTHC, k_BTKC, v_BTKC, scale, causal, key_mask, row_start, slopes, dropout)
+    return out.reshape(*q_BTHC.shape[:2], -1)
 
 
 def attend_packed(
@@ -101,7 +127,7 @@ def attend_packed(
     Returns:
         (B, T, H * C).
     """
-    if cache is None and _record is None:
+    if cache is None and _record is None and _core is None:
         return kernels.packed_attention(
             qkv_BTP, heads, interleaved, scale, causal, key_mask, row_start, slopes, dropout
         )

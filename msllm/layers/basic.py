@@ -86,6 +86,29 @@ class Embedding(nn.Cell):
         """ids int32 (...) -> (..., D)."""
         return kernels.embedding(ids, self.weight)
 
+    def logits(self, x):
+        """x (..., D) -> (..., V), as a head that shares this table."""
+        return kernels.linear(x, self.weight)
+
+
+def sum_embeddings(ids, tables):
+    """Returns the sum of the rows that two Embeddings, or cells in their place, give for their ids (B or 1, T)."""
+    if kernels.active() == "cpu" and _are_plain(tables):
+        return kernels.embedding_sum(ids, [table.weight for table in tables])
+    return tables[0](ids[0]) + tables[1](ids[1])
+
+
+def _are_plain(tables) -> bool:
+    return all(type(table) is Embedding for table in tables)
+
+
+class CrossEntropy(nn.Cell):
+    """The loss of a head: -log softmax(logits)[label] per row."""
+
+    def construct(self, logits_NV, labels_N, ignore_index=-100):
+        """logits (N, V), labels int32 (N,) -> (N,), 0 where the label is ``ignore_index``."""
+        return kernels.cross_entropy(logits_NV, labels_N, ignore_index)
+
 
 class LayerNorm(nn.Cell):
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis (Ba et al. 2016)."""

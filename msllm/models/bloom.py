@@ -137,10 +137,21 @@ class BloomModel(nn.Cell):
         self.ln_f = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.slopes = alibi_slopes(config.n_head)
 
-    def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
-        x_BTD = self.word_embeddings_layernorm(self.word_embeddings(input_ids))
-        x_BTD, update_BTD = run_blocks(self.h, x_BTD, attention_mask, row_start, cache, slopes=self.slopes)
+    def embed(self, input_ids, position_ids):
+        """What the first block gets."""
+        return self.word_embeddings_layernorm(self.word_embeddings(input_ids))
+
+    def between(self, position_ids, total_length: int) -> dict:
+        """What every block gets beside the residual stream."""
+        return {"slopes": self.slopes}
+
+    def finish(self, x_BTD, update_BTD):
+        """What the head gets."""
         return self.ln_f.add(x_BTD, update_BTD)[1]
+
+    def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
+        x_BTD = self.embed(input_ids, position_ids)
+        return self.finish(*run_blocks(self.h, x_BTD, attention_mask, row_start, cache, slopes=self.slopes))
 
 
 class BloomForCausalLM(CausalLM):

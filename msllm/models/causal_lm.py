@@ -4,7 +4,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from msllm import kernels
-from msllm.layers import Dropout, KVCache, Linear, drawn, positions
+from msllm.layers import CrossEntropy, Dropout, Embedding, KVCache, Linear, drawn, positions
 from msllm.models.config import ModelConfig
 from msllm.models.pretrained import PretrainedModel
 from msllm.models.weights import conv1d_to_linear, linear_to_conv1d
@@ -28,7 +28,7 @@ class CausalLM(PretrainedModel):
     def __init__(self, config: ModelConfig, body: nn.Cell):
         super().__init__(config)
         setattr(self, self.base_model_prefix, body)
-        self.tied = config.tie_word_embeddings
+        self.tied, self.cross_entropy = config.tie_word_embeddings, CrossEntropy()
         if not self.tied:
             width = getattr(body, self.embedding_name).weight.shape[1]
             self.lm_head = Linear(width, config.vocab_size, False, config.initializer_range)
@@ -43,21 +43,30 @@ class CausalLM(PretrainedModel):
             row_start: int32 (B, T), the first key that a query may see, for packed documents.
             cache: a KVCache; the caller advances it (next_logits does).
         """
-        if self.tied and cache is None and kernels.active() == "cpu":  # ms.jit takes no context, and has no need of one
+        # ms.jit takes no context, and has no need of one.
+        if self.tied and cache is None and kernels.active() == "cpu" and type(self.embedding) is Embedding:
             return self._tied_pass(input_ids, attention_mask, position_ids, row_start)
         body = getattr(self, self.base_model_prefix)
         return self.head(body(input_ids, attention_mask, position_ids, row_start, cache))
 
     def _tied_pass(self, input_ids, *rest):
-        body = getattr(self, self.base_model_prefix)
-        with kernels.tied(getattr(body, self.embedding_name).weight):
-            return self.head(body(input_ids, *rest))
+        with kernels.tied(self.embedding.weight):
+            return self.head(self.body(input_ids, *rest))
+
+    @property
+    def body(self) -> nn.Cell:
+        """What lies below the head."""
+        return getattr(self, self.base_model_prefix)
+
+    @property
+    def embedding(self) -> Embedding:
+        """The table of tokens."""
+        return getattr(self.body, self.embedding_name)
 
     def head(self, x_BTD):
         """Hidden states (B, T, D) to logits (B, T, V)."""
         if self.tied:
-            embedding = getattr(getattr(self, self.base_model_prefix), self.embedding_name)
-            return kernels.linear(x_BTD, embedding.weight)
+            return self.embedding.logits(x_BTD)
         return self.lm_head(x_BTD)
 
     def make_cache(self, batch: int, length: int) -> KVCache:

@@ -5,8 +5,17 @@ from typing import ClassVar
 
 from mindspore import nn
 
-from msllm import kernels
-from msllm.layers import BlockParts, Dropout, Embedding, LayerNorm, Linear, attend_packed, positions, run_blocks
+from msllm.layers import (
+    BlockParts,
+    Dropout,
+    Embedding,
+    LayerNorm,
+    Linear,
+    attend_packed,
+    positions,
+    run_blocks,
+    sum_embeddings,
+)
 from msllm.layers.basic import GELU_KINDS
 from msllm.models.causal_lm import CausalLM, GPTFamily, SequenceClassifier
 from msllm.models.config import LabelledConfig
@@ -146,6 +155,14 @@ class GPT2Model(nn.Cell):
         self.h = nn.CellList([GPT2Block(config, i) for i in range(config.n_layer)])
         self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
 
+    def embed(self, input_ids, position_ids):
+        """What the first block gets."""
+        return self.drop(sum_embeddings((input_ids, position_ids), (self.wte, self.wpe)))
+
+    def finish(self, x_BTD, update_BTD):
+        """What the head gets."""
+        return self.ln_f.add(x_BTD, update_BTD)[1]
+
     def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
         T = input_ids.shape[1]
         start = 0 if cache is None else cache.length
@@ -153,10 +170,8 @@ class GPT2Model(nn.Cell):
             if start + T > self.n_positions:
                 raise ValueError(f"{start + T} tokens do not fit into {self.n_positions} positions")
             position_ids = positions(T, start)
-        tables = (self.wte.weight, self.wpe.weight)
-        x_BTD = self.drop(kernels.embedding_sum((input_ids, position_ids), tables))
-        x_BTD, update_BTD = run_blocks(self.h, x_BTD, attention_mask, row_start, cache)
-        return self.ln_f.add(x_BTD, update_BTD)[1]
+        x_BTD = self.embed(input_ids, position_ids)
+        return self.finish(*run_blocks(self.h, x_BTD, attention_mask, row_start, cache))
 
 
 class GPT2LMHeadModel(GPTFamily, CausalLM):

@@ -75,10 +75,11 @@ class LlamaAttention(nn.Cell):
         self.o_proj = Linear(H * C, D, bias, std)
 
     def construct(self, x_BTD, cos, sin, key_mask, row_start, cache):
-        B, T, _ = x_BTD.shape
-        q_BTHC = self.q_proj(x_BTD).reshape(B, T, self.heads, self.head_width)
-        k_BTKC = self.k_proj(x_BTD).reshape(B, T, self.kv_heads, self.head_width)
-        v_BTKC = self.v_proj(x_BTD).reshape(B, T, self.kv_heads, self.head_width)
+        q, k, v = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
+        B, T, _ = q.shape
+        q_BTHC = q.reshape(B, T, self.heads, self.head_width)
+        k_BTKC = k.reshape(B, T, self.kv_heads, self.head_width)
+        v_BTKC = v.reshape(B, T, self.kv_heads, self.head_width)
         q_BTHC, k_BTKC = kernels.rotary(q_BTHC, cos, sin), kernels.rotary(k_BTKC, cos, sin)
         out = attend(
             q_BTHC,
@@ -157,15 +158,25 @@ class LlamaModel(nn.Cell):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings)
 
+    def embed(self, input_ids, position_ids):
+        """What the first block gets."""
+        return self.embed_tokens(input_ids)
+
+    def between(self, position_ids, total_length: int) -> dict:
+        """What every block gets beside the residual stream."""
+        return {"rotary": self.rotary(position_ids, total_length)}
+
+    def finish(self, x_BTD, update_BTD):
+        """What the head gets."""
+        return self.norm.add(x_BTD, update_BTD)[1]
+
     def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
         T = input_ids.shape[1]
         start = 0 if cache is None else cache.length
         if position_ids is None:
             position_ids = positions(T, start)
-        cos, sin = self.rotary(position_ids, start + T)
-        x_BTD = self.embed_tokens(input_ids)
-        x_BTD, update_BTD = run_blocks(self.layers, x_BTD, attention_mask, row_start, cache, rotary=(cos, sin))
-        return self.norm.add(x_BTD, update_BTD)[1]
+        x_BTD, rest = self.embed(input_ids, position_ids), self.between(position_ids, start + T)
+        return self.finish(*run_blocks(self.layers, x_BTD, attention_mask, row_start, cache, **rest))
 
 
 class LlamaForCausalLM(CausalLM):

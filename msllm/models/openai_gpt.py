@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from mindspore import nn
 
-from msllm import kernels
-from msllm.layers import Dropout, Embedding, LayerNorm, Linear, attend_packed, positions, run_blocks
+from msllm.layers import Dropout, Embedding, LayerNorm, Linear, attend_packed, positions, run_blocks, sum_embeddings
 from msllm.models.causal_lm import CausalLM, GPTFamily, SequenceClassifier
 from msllm.models.config import LabelledConfig
 
@@ -124,6 +123,14 @@ class OpenAIGPTModel(nn.Cell):
         self.drop = Dropout(config.embd_pdrop)
         self.h = nn.CellList([OpenAIGPTBlock(config, i) for i in range(config.n_layer)])
 
+    def embed(self, input_ids, position_ids):
+        """What the first block gets."""
+        return self.drop(sum_embeddings((input_ids, position_ids), (self.tokens_embed, self.positions_embed)))
+
+    def finish(self, x_BTD, update_BTD):
+        """What the head gets."""
+        return x_BTD
+
     def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
         T = input_ids.shape[1]
         start = 0 if cache is None else cache.length
@@ -131,9 +138,8 @@ class OpenAIGPTModel(nn.Cell):
             if start + T > self.n_positions:
                 raise ValueError(f"{start + T} tokens do not fit into {self.n_positions} positions")
             position_ids = positions(T, start)
-        tables = (self.tokens_embed.weight, self.positions_embed.weight)
-        x_BTD = self.drop(kernels.embedding_sum((input_ids, position_ids), tables))
-        return run_blocks(self.h, x_BTD, attention_mask, row_start, cache)[0]
+        x_BTD = self.embed(input_ids, position_ids)
+        return self.finish(*run_blocks(self.h, x_BTD, attention_mask, row_start, cache))
 
 
 class OpenAIGPTLMHeadModel(GPTFamily, CausalLM):

@@ -2,4 +2,15 @@
 
 from msllm.lazy import exports
 
-__all__, __getattr__ = exports(__name__, {"Workers": "comm", "run_on_workers": "launch", "start_workers": "comm"})
+__all__, __getattr__ = exports(
+    __name__,
+    {
+        "ParallelConfig": "config",
+        "Strategy": "strategy",
+        "Workers": "comm",
+        "join": "strategy",
+        "run_job": "launch",
+        "run_on_workers": "launch",
+        "start_workers": "comm",
+    },
+)

@@ -1,19 +1,253 @@
-"""The processes of a data-parallel run, as msrun starts them, and the sums that they share."""
+"""The processes of a run, as msrun starts them, and all that they send each other.
 
+The backend of CPU workers lacks some collectives; here they are composed of what it has, so that the rest of the
+library does not see a difference. Every call counts its bytes: ``traffic`` holds them.
+"""
+
+import dataclasses
 import os
+import pickle
+import sys
+from collections.abc import Sequence
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
 from msllm import signals
 from msllm.errors import UserError
+from msllm.training.alone import Alone
 
+CONTROL = "control"  # a few numbers, such as counts of targets
 # Gradients travel in buckets: one message a parameter costs more than the bytes, one for all needs them twice at once.
 BUCKET_BYTES = 25 * 2**20
 
 
-class Workers:
-    """All processes of the run, seen from this one.
+@dataclasses.dataclass
+class Count:
+    """What one kind of operation moved.
+
+    Attributes:
+        calls: how often it ran.
+        payload: bytes of the tensors handed to it, on this worker.
+        sent: bytes that this worker sent: exact for send and all-to-all, those of the ring algorithm for the others
+            (Patarasuk and Yuan 2009): 2 (p-1)/p of the payload for all-reduce, (p-1)/p of the whole for reduce-scatter
+            and all-gather.
+    """
+
+    calls: int = 0
+    payload: int = 0
+    sent: float = 0.0
+
+
+class Traffic(dict):
+    """(operation, group name) -> Count."""
+
+    def add(self, operation: str, group: str, payload: int, sent: float) -> None:
+        """Counts one call."""
+        count = self.setdefault((operation, group), Count())
+        count.calls, count.payload, count.sent = count.calls + 1, count.payload + payload, count.sent + sent
+
+    def sent(self, *groups: str) -> float:
+        """Returns the bytes sent in the groups of these names, or in all, without those of a few numbers."""
+        return sum(c.sent for (op, group), c in self.items() if op != CONTROL and (not groups or group in groups))
+
+
+class Group:
+    """Some of the workers, seen from one of them; with one member, every collective is the identity.
+
+    Args:
+        name: what the group shares, such as "tensor"; in errors and in ``traffic``.
+        ranks: the members' numbers among all workers, in the group's order.
+        rank: this process among all workers.
+        traffic: where bytes are counted.
+
+    Attributes:
+        size: number of members.
+        index: this process' place in ``ranks``.
+
+    Collectives are called by all members with the same shapes. A failed one ends the job: what comes after it would be
+    wrong without a word.
+    """
+
+    def __init__(self, name: str, ranks: Sequence[int], rank: int, traffic: Traffic):
+        self.name, self.ranks, self.rank, self.traffic = name, tuple(ranks), rank, traffic
+        self.size, self.index = len(self.ranks), self.ranks.index(rank)
+        self._handle: str | None = None
+
+    def open(self, world: int) -> "Group":
+        """Makes the group known to the backend, where it has several members; all workers that are in it call this."""
+        from mindspore.communication import GlobalComm, create_group
+
+        if self.ranks == tuple(range(world)):
+            self._handle = GlobalComm.WORLD_COMM_GROUP
+        elif self.size > 1:
+            self._handle = f"{self.name}-{'-'.join(map(str, self.ranks))}"
+            self._run("group", (), lambda: create_group(self._handle, list(self.ranks)))
+        return self
+
+    def all_reduce(self, tensor: Tensor, op: str = "sum", counted_as: str = "all-reduce") -> Tensor:
+        """Returns the elementwise "sum", "mean", "max" or "min" over the members."""
+        if self.size == 1:
+            return tensor
+        self._count(counted_as, tensor, 2 * (self.size - 1) / self.size)
+        if op in ("sum", "mean"):
+            out = self._run("all-reduce", tensor.shape, lambda: ops.AllReduce(group=self._handle)(_dense(tensor)))
+            return out / self.size if op == "mean" else out
+        return self._run("all-reduce", tensor.shape, lambda: self._reduce_in_place(_dense(tensor).copy(), op))
+
+    def _reduce_in_place(self, tensor: Tensor, op: str) -> Tensor:
+        _distributed().all_reduce(tensor, op=op, group=self._handle)
+        return tensor
+
+    def all_gather(self, tensor: Tensor, axis: int = 0) -> Tensor:
+        """Returns the members' tensors side by side along ``axis``."""
+        if self.size == 1:
+            return tensor
+        self._count("all-gather", tensor, self.size - 1)
+        parts = [ops.zeros(tensor.shape, tensor.dtype) for _ in self.ranks]
+        self._run(
+            "all-gather",
+            tensor.shape,
+            lambda: _distributed().all_gather(parts, _dense(tensor), group=self._handle),
+        )
+        return ops.concat(parts, axis)
+
+    def reduce_scatter(self, tensor: Tensor, axis: int = 0) -> Tensor:
+        """Returns this member's share along ``axis`` of the sum over the members; ``size`` divides that axis."""
+        if self.size == 1:
+            return tensor
+        shares = [_dense(part) for part in ops.split(tensor, tensor.shape[axis] // self.size, axis)]
+        self._count("reduce-scatter", tensor, (self.size - 1) / self.size)
+        parts = self._exchange("reduce-scatter", shares, [share.shape for share in shares])
+        total = parts[0]
+        for part in parts[1:]:  # in the order of ranks, so that all workers round alike
+            total = total + part
+        return total
+
+    def all_to_all(self, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]] | None = None) -> list[Tensor]:
+        """Sends ``parts[i]`` to member i; returns what the members sent here, in their order.
+
+        Args:
+            parts: as many as members, of any shapes (empty ones too).
+            shapes: of what comes from each; default those of ``parts``.
+        """
+        if self.size == 1:
+            return list(parts)
+        away = sum(_bytes(p) for i, p in enumerate(parts) if i != self.index)
+        self.traffic.add("all-to-all", self.name, sum(map(_bytes, parts)), away)
+        return self._exchange("all-to-all", parts, shapes or [p.shape for p in parts])
+
+    def _exchange(self, operation: str, parts, shapes) -> list[Tensor]:
+        """Each sends to the next but k and receives from the last but k, for all k: no member is busy twice at once."""
+
+        def run():
+            received: list[Tensor] = [parts[self.index]] * self.size
+            for k in range(1, self.size):
+                to, source = (self.index + k) % self.size, (self.index - k) % self.size
+                received[source] = self._swap(parts[to], to, shapes[source], source)
+            return received
+
+        return self._run(operation, tuple(p.shape for p in parts), run)
+
+    def _swap(self, tensor: Tensor, to: int, shape: tuple[int, ...], source: int) -> Tensor:
+        dist, handles = _distributed(), []
+        out = ops.zeros(shape, tensor.dtype)
+        if tensor.size:
+            handles.append(dist.isend(_dense(tensor), self.ranks[to]))
+        if out.size:
+            handles.append(dist.irecv(out, self.ranks[source]))
+        for handle in handles:
+            handle.wait()
+        return out
+
+    def shift(self, tensors: Sequence[Tensor], by: int = 1) -> list[Tensor]:
+        """Sends tensors to the member ``by`` places on, in a ring; returns those of the member ``by`` places before."""
+        if self.size == 1:
+            return list(tensors)
+        to, source = (self.index + by) % self.size, (self.index - by) % self.size
+        self.traffic.add("send", self.name, sum(map(_bytes, tensors)), sum(map(_bytes, tensors)))
+        return self._run(
+            "send",
+            tuple(t.shape for t in tensors),
+            lambda: [self._swap(t, to, t.shape, source) for t in tensors],
+        )
+
+    def send(self, tensor: Tensor, to: int) -> None:
+        """Sends a tensor to member ``to``, which receives it."""
+        self._count("send", tensor, 1)
+        self._run("send", tensor.shape, lambda: _distributed().send(_dense(tensor), self.ranks[to]))
+
+    def send_soon(self, tensor: Tensor, to: int) -> tuple:
+        """Starts to send a tensor to member ``to``; returns a handle to wait for, and what must live until then."""
+        self._count("send", tensor, 1)
+        tensor = _dense(tensor)
+        return self._run("send", tensor.shape, lambda: _distributed().isend(tensor, self.ranks[to])), tensor
+
+    def receive(self, shape: tuple[int, ...], source: int, dtype=ms.float32) -> Tensor:
+        """Returns what member ``source`` sends."""
+
+        def run():
+            out = ops.zeros(shape, dtype)
+            _distributed().recv(out, self.ranks[source])
+            return out
+
+        return self._run("receive", shape, run)
+
+    def sum_tensors(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Returns the float32 tensors summed over the members, in few messages."""
+        if self.size == 1 or not tensors:
+            return list(tensors)
+        summed: list[Tensor] = []
+        for bucket in _buckets(tensors):
+            flat = self.all_reduce(ops.concat([t.reshape(-1) for t in bucket]))
+            ends = np.cumsum([t.size for t in bucket]).tolist()
+            summed += [flat[end - t.size : end].reshape(t.shape) for t, end in zip(bucket, ends, strict=True)]
+        return summed
+
+    def sum_array(self, values: np.ndarray) -> np.ndarray:
+        """Returns a few numbers (float64, any shape) summed over the members, to the precision of two float32."""
+        values = np.asarray(values, np.float64)
+        high = values.astype(np.float32)
+        both = np.stack([high, (values - high).astype(np.float32)])
+        return self.all_reduce(Tensor(both), counted_as=CONTROL).asnumpy().astype(np.float64).sum(0)
+
+    def objects(self, value) -> list:
+        """Returns what every member gave, any Python values that pickle takes, in their order."""
+        if self.size == 1:
+            return [value]
+        raw = np.frombuffer(pickle.dumps(value), np.uint8)
+        sizes = self.all_gather(Tensor(np.array([len(raw)], np.int32))).asnumpy()
+        padded = np.zeros(sizes.max(), np.uint8)
+        padded[: len(raw)] = raw
+        # As int32: the backend moves no bytes.
+        rows = self.all_gather(Tensor(padded.astype(np.int32))).asnumpy().reshape(self.size, -1).astype(np.uint8)
+        return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+
+    def barrier(self) -> None:
+        """Waits until every member is here."""
+        self.sum_array(np.zeros(1))
+
+    def any(self, flag: bool) -> bool:
+        """Returns whether it is true for any member."""
+        return bool(self.sum_array(np.array([float(flag)]))[0])
+
+    def _count(self, operation: str, tensor: Tensor, share: float) -> None:
+        self.traffic.add(operation, self.name, _bytes(tensor), share * _bytes(tensor))
+
+    def _run(self, operation: str, shapes, action):
+        try:
+            return action()
+        except RuntimeError as e:  # MindSpore's own lines say neither what was sent nor by whom
+            raise UserError(
+                f"collective {operation} of {shapes} failed on worker {self.rank} in group {self.name} of ranks "
+                f"{list(self.ranks)}: {str(e).strip().splitlines()[0]}; see the other workers' logs, then start again "
+                f"with --resume auto"
+            ) from e
+
+
+class Workers(Group, Alone):
+    """All processes of the run; where they train, each has the whole model and its own examples.
 
     Attributes:
         rank: this process, from 0.
@@ -21,41 +255,19 @@ class Workers:
     """
 
     def __init__(self, rank: int, world: int):
-        self.rank, self.world = rank, world
-        self._all_reduce = ops.AllReduce()
+        super().__init__("world", range(world), rank, Traffic())
+        self.world = self.data_world = world
+        self.data_rank = self.random_offset = rank
+        self.open(world)
 
-    def sum_tensors(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Returns the float32 tensors summed over all workers, which call this with the same shapes."""
-        summed: list[Tensor] = []
-        for bucket in _buckets(tensors):
-            flat = self._reduce(ops.concat([t.reshape(-1) for t in bucket]))
-            ends = np.cumsum([t.size for t in bucket]).tolist()
-            summed += [flat[end - t.size : end].reshape(t.shape) for t, end in zip(bucket, ends, strict=True)]
-        return summed
+    def forward_backward(self, batches, scale):
+        """See Alone; summed over the workers."""
+        terms, grads = super().forward_backward(batches, scale)
+        return self.sum_array(terms), self.sum_tensors(grads)
 
-    def sum_array(self, values: np.ndarray) -> np.ndarray:
-        """Returns a few numbers (float64, any shape) summed over all workers, to the precision of two float32."""
-        values = np.asarray(values, np.float64)
-        high = values.astype(np.float32)
-        both = np.stack([high, (values - high).astype(np.float32)])
-        return self._reduce(Tensor(both)).asnumpy().astype(np.float64).sum(0)
-
-    def barrier(self) -> None:
-        """Waits until every worker is here."""
-        self.sum_array(np.zeros(1))
-
-    def any(self, flag: bool) -> bool:
-        """Returns whether it is true for any worker."""
-        return bool(self.sum_array(np.array([float(flag)]))[0])
-
-    def _reduce(self, tensor: Tensor) -> Tensor:
-        try:
-            return self._all_reduce(tensor)
-        except RuntimeError as e:  # MindSpore's own lines say neither what was sent nor by whom
-            raise UserError(
-                f"worker {self.rank} of {self.world}: all-reduce of {tensor.shape} failed: {str(e).splitlines()[0]}; "
-                f"see the other workers' logs, then start again with --resume auto"
-            ) from e
+    def sum_terms(self, terms):
+        """See Alone."""
+        return self.sum_array(terms)
 
 
 def start_workers() -> Workers | None:
@@ -66,7 +278,7 @@ def start_workers() -> Workers | None:
     """
     if "MS_ROLE" not in os.environ:
         return None
-    from mindspore.communication import get_group_size, get_rank, init
+    from mindspore.communication import GlobalComm, get_group_size, get_rank, init
 
     try:
         with signals.wait():
@@ -76,7 +288,33 @@ def start_workers() -> Workers | None:
             f"the other workers cannot be reached: {str(e).splitlines()[0]}; is msrun's port free, and do all "
             f"machines name the same master?"
         ) from None
+    if ms.get_context("device_target") == "CPU":
+        # Sending to one worker looks for Ascend's group otherwise.
+        _module().get_cache_group_rank.__defaults__ = (GlobalComm.WORLD_COMM_GROUP,)
+        ms.runtime.launch_blocking()  # else the error of a collective comes up in some later call
+    print(f"worker {get_rank()} of {get_group_size()} joined", file=sys.stderr, flush=True)
     return Workers(get_rank(), get_group_size())
+
+
+def _distributed():
+    import mindspore.mint.distributed as distributed
+
+    return distributed
+
+
+def _module():
+    import mindspore.mint.distributed  # noqa: F401
+
+    return sys.modules["mindspore.mint.distributed.distributed"]
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """A view's pointer is that of what it looks at; a Parameter is sent by value."""
+    return tensor.contiguous() if not isinstance(tensor, ms.Parameter) else tensor.value().contiguous()
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.size * tensor.itemsize
 
 
 def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:

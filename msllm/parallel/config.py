@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, get_args
 
-from msllm.errors import UserError
+from msllm.errors import UserError, nearest
 
 DEGREES = ("data", "tensor", "pipeline", "sequence")
 
@@ -26,7 +27,7 @@ class ParallelConfig:
             3 the parameters as well (Rajbhandari et al. 2020).
         attention: how workers that share tokens attend: ring passes keys and values around (Liu et al. 2023), heads
             exchanges tokens for heads (Jacobs et al. 2023).
-        split_norms: the tensor-parallel workers share the tokens too, where a layer norm or a dropout acts on each token
+        split_norms: the tensor-parallel workers share the tokens too, where a norm or a dropout acts on each token
             alone (Korthikanti et al. 2022).
         micro_batches: pieces of a worker's batch that go through the pipeline one after the other.
         schedule: in which order: gpipe, 1f1b (Narayanan et al. 2019) or interleaved (Narayanan et al. 2021).
@@ -59,28 +60,59 @@ class ParallelConfig:
         """Workers that hold one copy of the model together."""
         return self.tensor * self.pipeline * self.sequence
 
+    @property
+    def plain(self) -> bool:
+        """Whether all workers have the whole model and do the same: any model can be trained so."""
+        return dataclasses.replace(self, data=0) == ParallelConfig()
+
+    @property
+    def length_multiple(self) -> int:
+        """What the tokens of an example must be a multiple of."""
+        tokens = self.sequence * (2 if self.sequence > 1 and self.attention == "ring" else 1)
+        return tokens * (self.tensor if self.split_norms else 1)
+
     def for_workers(self, workers: int) -> "ParallelConfig":
-        """Returns the same with ``data`` filled in; UserError where the degrees do not multiply to ``workers``."""
-        for name in (*DEGREES[1:], "expert", "micro_batches", "chunks"):
-            if getattr(self, name) < 1:
-                raise UserError(f"parallel.{name} is {getattr(self, name)}, expected 1 or more")
-        rest, others = self.model_degree, " x ".join(DEGREES[1:])
-        if self.data < 0:
-            raise UserError(f"parallel.data is {self.data}, expected 0 (what is left) or more")
+        """Returns the same with ``data`` filled in.
+
+        Raises:
+            UserError: a value that no layout has; degrees that do not multiply to ``workers``; experts that the
+                data-parallel workers cannot share.
+        """
+        self._check_values()
+        config, rest, others = self, self.model_degree, " x ".join(DEGREES[1:])
         if self.data == 0:
             if workers % rest:
                 raise UserError(
                     f"{workers} workers cannot be divided by {others} = {self._product(DEGREES[1:])} = {rest}; use "
                     f"{_nearest_multiples(workers, rest)} workers, or other degrees"
                 )
-            return dataclasses.replace(self, data=workers // rest)
-        if self.world != workers:
+            config = dataclasses.replace(self, data=workers // rest)
+        elif self.world != workers:
             raise UserError(
                 f"{' x '.join(DEGREES)} = {self._product(DEGREES)} = {self.world}, and there are {workers} workers; "
                 f"use {self.world} workers"
                 + (f" or parallel.data {workers // rest}" if workers % rest == 0 else ", or other degrees")
             )
-        return self
+        if config.data % self.expert:
+            raise UserError(
+                f"parallel.expert = {self.expert} does not divide parallel.data = {config.data}: experts are spread "
+                f"over the data-parallel workers; use an expert degree of {_one_of(_divisors(config.data), self.expert)}"
+            )
+        return config
+
+    def _check_values(self) -> None:
+        for field in dataclasses.fields(self):
+            value, known = getattr(self, field.name), get_args(field.type)
+            if known and value not in known:
+                raise UserError(
+                    f"parallel.{field.name} is {value!r}{nearest(str(value), map(str, known))}, expected one of "
+                    f"{', '.join(map(str, known))}; change it"
+                )
+        for name in (*DEGREES[1:], "expert", "micro_batches", "chunks"):
+            if getattr(self, name) < 1:
+                raise UserError(f"parallel.{name} is {getattr(self, name)}, expected 1 or more; leave it out for 1")
+        if self.data < 0:
+            raise UserError(f"parallel.data is {self.data}, expected 1 or more; leave it out for what is left")
 
     def check(
         self,
@@ -88,60 +120,92 @@ class ParallelConfig:
         kv_heads: int,
         layers: int,
         inner: int,
-        vocab_size: int,
+        vocab_size: int | None = None,
         experts: int = 0,
         length: int | None = None,
         batch: int | None = None,
     ) -> None:
-        """Raises UserError where the model or its batches cannot be divided so.
+        """Raises UserError where the model or its batches cannot be divided so; ``for_workers`` comes first.
 
         Args:
             heads, kv_heads, layers, inner, vocab_size, experts: sizes of the model; ``inner`` is the feed-forward
-                width, ``experts`` 0 for a model without.
+                width, ``vocab_size`` None where it is not known yet, ``experts`` 0 for a model without.
             length: tokens of an example, where all have as many.
             batch: examples of a data-parallel worker in an optimiser step.
         """
-        for size, what in ((heads, "attention heads"), (kv_heads, "key-value heads"), (inner, "inner width")):
-            _divides("tensor", self.tensor, size, what)
+        self._check_tensor(heads, kv_heads, inner, vocab_size)
+        self._check_pipeline(layers)
+        self._check_experts(experts)
+        self._check_optimizer()
+        self._check_batches(length, batch)
+
+    def _check_tensor(self, heads: int, kv_heads: int, inner: int, vocab_size: int | None) -> None:
+        """Whether each worker gets whole heads, and something of every matrix."""
+        fit = math.gcd(heads, kv_heads, inner)
+        degrees = _one_of([d for d in _divisors(fit) if vocab_size is None or d <= vocab_size], self.tensor)
+        for size, what in ((heads, "attention heads"), (kv_heads, "key-value heads"), (inner, "feed-forward units")):
+            if size % self.tensor:
+                raise UserError(
+                    f"parallel.tensor = {self.tensor} does not divide the {size} {what}, {size % self.tensor} would be "
+                    f"left over; use {degrees}"
+                )
+        if vocab_size is not None and self.tensor > vocab_size:
+            raise UserError(
+                f"parallel.tensor = {self.tensor} is more than the {vocab_size} tokens of the vocabulary; use {degrees}"
+            )
+        if self.split_norms and self.tensor == 1:
+            raise UserError(
+                "parallel.split_norms is set and parallel.tensor is 1: there is nobody to share with; leave it out"
+            )
         if self.sequence > 1 and self.attention == "heads":
+            sequences = _one_of(_divisors(math.gcd(heads, kv_heads) // self.tensor), self.sequence)
             for size, what in ((heads, "attention heads"), (kv_heads, "key-value heads")):
                 if size % (self.tensor * self.sequence):
                     raise UserError(
-                        f"parallel.tensor x sequence = {self.tensor} x {self.sequence} do not divide the {size} {what}, "
-                        f"as attention heads needs; use --parallel.attention ring, or a sequence of "
-                        f"{_divisors(size // self.tensor)}"
+                        f"parallel.tensor x sequence = {self.tensor} x {self.sequence} do not divide the {size} "
+                        f"{what}, as attention heads needs; use --parallel.attention ring, or a sequence of {sequences}"
                     )
+
+    def _check_pipeline(self, layers: int) -> None:
+        """Whether each stage gets layers, and the schedule what it needs."""
         parts = self.pipeline * self.chunks
         if parts > layers:
             raise UserError(
                 f"{layers} layers cannot fill parallel.pipeline x chunks = {self.pipeline} x {self.chunks} = {parts} "
                 f"stages; use at most {layers} of them"
             )
-        if self.schedule == "interleaved":
-            if self.chunks < 2 or self.pipeline < 2:
+        if self.schedule != "interleaved":
+            if self.chunks > 1:
                 raise UserError(
-                    f"the interleaved schedule needs parallel.chunks and pipeline of 2 or more, they are {self.chunks} "
-                    f"and {self.pipeline}; use --parallel.schedule 1f1b, or more"
+                    f"parallel.chunks is {self.chunks} and the schedule is {self.schedule}; leave chunks out, or use "
+                    f"--parallel.schedule interleaved"
                 )
-            if self.micro_batches % self.pipeline:
-                raise UserError(
-                    f"the interleaved schedule needs a multiple of parallel.pipeline = {self.pipeline} micro_batches, not "
-                    f"{self.micro_batches}; use {_nearest_multiples(self.micro_batches, self.pipeline)}"
-                )
-        elif self.chunks > 1:
+            return
+        if self.chunks < 2 or self.pipeline < 2:
             raise UserError(
-                f"parallel.chunks is {self.chunks} and the schedule is {self.schedule}; chunks belong to "
-                f"--parallel.schedule interleaved"
+                f"the interleaved schedule needs parallel.chunks and pipeline of 2 or more, they are {self.chunks} "
+                f"and {self.pipeline}; use more, or --parallel.schedule 1f1b{' and chunks 1' * (self.chunks > 1)}"
             )
-        if self.expert > 1:
-            if not experts:
-                raise UserError(f"parallel.expert is {self.expert} and the model has no experts; leave it out")
-            _divides("expert", self.expert, experts, "experts")
-            if self.data % self.expert:
-                raise UserError(
-                    f"parallel.expert = {self.expert} does not divide parallel.data = {self.data}: experts are spread "
-                    f"over the data-parallel workers; use an expert degree of {_divisors(self.data)}"
-                )
+        if self.micro_batches % self.pipeline:
+            raise UserError(
+                f"the interleaved schedule needs a multiple of parallel.pipeline = {self.pipeline} micro_batches, "
+                f"not {self.micro_batches}; use {_nearest_multiples(self.micro_batches, self.pipeline)}"
+            )
+
+    def _check_experts(self, experts: int) -> None:
+        """Whether each worker gets as many; that data-parallel workers are enough is known from for_workers."""
+        if self.expert == 1:
+            return
+        if not experts:
+            raise UserError(f"parallel.expert is {self.expert} and the model has no experts; leave it out")
+        if experts % self.expert:
+            raise UserError(
+                f"parallel.expert = {self.expert} does not divide the {experts} experts, {experts % self.expert} would "
+                f"be left over; use {_one_of(_divisors(math.gcd(experts, self.data)), self.expert)}"
+            )
+
+    def _check_optimizer(self) -> None:
+        """Whether there is somebody to share with, and it can be done step by step."""
         if self.optimizer and self.data == 1:
             raise UserError(
                 f"parallel.optimizer is {self.optimizer} and parallel.data 1: there is nobody to share with; use 0"
@@ -151,18 +215,27 @@ class ParallelConfig:
                 f"parallel.optimizer is {self.optimizer} and parallel.pipeline {self.pipeline}: each micro-batch would "
                 f"move all gradients; use --parallel.optimizer 1"
             )
-        if self.split_norms and self.tensor == 1:
-            raise UserError("parallel.split_norms is set and parallel.tensor is 1: there is nobody to share with")
-        shares = self.sequence * (self.tensor if self.split_norms else 1)
-        if length is not None and length % shares:
+        if self.optimizer == 3 and self.expert > 1:
             raise UserError(
-                f"examples of {length} tokens cannot be split among {shares} workers (parallel.sequence"
-                f"{' x tensor' if self.split_norms else ''}); use a length of {_nearest_multiples(length, shares)}"
+                f"parallel.optimizer is 3 and parallel.expert {self.expert}: the experts of a block have other owners "
+                f"than the rest of it; use --parallel.optimizer 2"
+            )
+
+    def _check_batches(self, length: int | None, batch: int | None) -> None:
+        """Whether examples can be cut along their tokens, and batches into micro-batches."""
+        if length is not None and length % self.length_multiple:
+            names = ["parallel.sequence"] * (self.sequence > 1) + ["parallel.split_norms"] * self.split_norms
+            raise UserError(
+                f"examples of {length} tokens cannot be split into {self.length_multiple} pieces, as "
+                f"{' with '.join(names)} needs; use a length of {_nearest_multiples(length, self.length_multiple)}"
             )
         if batch is not None and batch % self.micro_batches:
+            step = self.pipeline if self.schedule == "interleaved" else 1
+            counts = [d for d in _divisors(batch) if d % step == 0]
             raise UserError(
                 f"a batch of {batch} examples cannot be cut into {self.micro_batches} micro-batches; use a batch of "
-                f"{_nearest_multiples(batch, self.micro_batches)}, or parallel.micro_batches of {_divisors(batch)}"
+                f"{_nearest_multiples(batch, self.micro_batches)}"
+                + (f", or parallel.micro_batches of {_one_of(counts, self.micro_batches)}" if counts else "")
             )
 
     def _product(self, names) -> str:
@@ -175,17 +248,14 @@ class ParallelConfig:
         return " ".join(words + ([f"zero{self.optimizer}"] if self.optimizer else [])) or "one worker"
 
 
-def _divides(name: str, degree: int, size: int, what: str) -> None:
-    if size % degree:
-        raise UserError(
-            f"parallel.{name} = {degree} does not divide the {size} {what}, {size % degree} would be left over; use "
-            f"{_divisors(size)}"
-        )
+def _divisors(size: int) -> list[int]:
+    return [d for d in range(1, size + 1) if size % d == 0]
 
 
-def _divisors(size: int, most: int = 6) -> str:
-    found = [str(d) for d in range(1, size + 1) if size % d == 0][:most]
-    return f"{', '.join(found[:-1])} or {found[-1]}" if len(found) > 1 else found[0]
+def _one_of(values: Sequence[int], near: int, most: int = 4) -> str:
+    """The values nearest to one that was wrong."""
+    *others, last = map(str, sorted(sorted(values, key=lambda value: abs(value - near))[:most]))
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _nearest_multiples(value: int, factor: int) -> str:

@@ -12,6 +12,7 @@ from msllm.files import atomic_folder, read_json, write_json
 from msllm.models.weights import read_file, read_weights, save_tensors
 
 STATE, OPTIMIZER = "trainer_state.json", "optimizer.safetensors"
+LAYOUT = "layout.json"  # of a checkpoint whose parts several workers wrote, see msllm.parallel.sharded
 
 
 @dataclasses.dataclass
@@ -35,8 +36,15 @@ def save(output: Path, state: TrainerState, optimizer: dict[str, np.ndarray], wr
     return path
 
 
+def finish(output: Path, state: TrainerState) -> None:
+    """Writes the state into output/checkpoint-<step>, whose parts several workers have written: now it is whole."""
+    write_json(output / f"checkpoint-{state.step}" / STATE, dataclasses.asdict(state))
+
+
 def load(path: Path) -> tuple[TrainerState, dict[str, np.ndarray]]:
-    """Returns the state and the optimiser's arrays of a checkpoint; UserError where it is none."""
+    """Returns the state and the optimiser's arrays of a checkpoint, {} of one in parts; UserError where it is none."""
+    if (path / STATE).is_file() and (path / LAYOUT).is_file():
+        return TrainerState(**read_json(path / STATE)), {}
     if not (path / STATE).is_file() or not (path / OPTIMIZER).is_file():
         raise UserError(
             f"{path} is no checkpoint of a run: it lacks {STATE} or {OPTIMIZER}; "
@@ -55,9 +63,9 @@ def average(paths: list[Path]) -> dict[str, np.ndarray]:
 
 
 def find(output: Path) -> list[Path]:
-    """Returns the checkpoints of a run, oldest first."""
+    """Returns the checkpoints of a run, oldest first; those that several workers had not finished are none."""
     found = [(int(m[1]), p) for p in output.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
-    return [p for _, p in sorted(found)]
+    return [p for _, p in sorted(found) if (p / STATE).is_file()]
 
 
 def source(output: str | Path, resume: str | None, overwrite: bool) -> Path | None:

@@ -6,8 +6,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from msllm import kernels
-
 IGNORE_INDEX = -100
 
 
@@ -20,7 +18,7 @@ def causal_lm_loss(model, batch: Mapping[str, Tensor]) -> Tensor:
             attention_mask, position_ids and row_start, all int32.
     """
     logits = model(batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids"), batch.get("row_start"))
-    losses = kernels.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch["targets"], IGNORE_INDEX)
+    losses = model.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch["targets"], IGNORE_INDEX)
     return ops.ReduceSum()(losses)
 
 

@@ -25,6 +25,7 @@ class Objective:
         weights: what each term counts in the whole: loss = sum over k of weight_k * sum_k / count_k.
         length: example -> its tokens, for batches of like length.
         outputs: (model, tensors) -> a tuple of what the model says of each example, for predictions.
+        layer_terms: (model) -> the terms after the first, (K - 1,), where the layers that ran left them behind.
     """
 
     loss: Callable
@@ -34,6 +35,7 @@ class Objective:
     weights: tuple[float, ...] = (1.0,)
     length: Callable = data.example_length
     outputs: Callable | None = None
+    layer_terms: Callable | None = None
 
     def __post_init__(self):
         if len(self.terms) != len(self.weights):

@@ -24,7 +24,9 @@ class Optimizer:
 
     def __init__(self, parameters: list[Parameter], betas: tuple[float, float], epsilon: float, weight_decay: float):
         self.parameters, self.betas, self.epsilon, self.step_count = list(parameters), betas, epsilon, 0
-        self.decay = [weight_decay if p.ndim >= _DECAYED_DIMENSIONS else 0.0 for p in self.parameters]
+        # A piece of a parameter says what the whole is.
+        decayed = (getattr(p, "decayed", p.ndim >= _DECAYED_DIMENSIONS) for p in self.parameters)
+        self.decay = [weight_decay if d else 0.0 for d in decayed]
         self.exp_avg = [ops.zeros(p.shape, ms.float32) for p in self.parameters]
         self.exp_avg_sq = [ops.zeros(p.shape, ms.float32) for p in self.parameters]
 

@@ -18,6 +18,7 @@ from msllm.data.batching import lengths_of
 from msllm.errors import UserError
 from msllm.files import atomic_files, read_json_lines
 from msllm.training import checkpoint
+from msllm.training.alone import Alone
 from msllm.training.arguments import TrainingArguments
 from msllm.training.checkpoint import TrainerState
 from msllm.training.losses import IGNORE_INDEX
@@ -45,7 +46,7 @@ class Trainer:
         write_model: (folder) -> None, writes what a reader of the result needs; default model.write_files.
         read_model: (folder) -> None, sets the model from a checkpoint; default reads safetensors.
         metrics: () -> figures of the model, such as accuracy, that go to the log with each evaluation.
-        workers: of a data-parallel run, this process' msllm.parallel.Workers; None where it is the only one.
+        workers: of a run of several processes, what msllm.parallel.join returned; None where this is the only one.
         settings: what else changes the losses, such as an adapter's options; a resumed run must have the same.
     """
 
@@ -67,12 +68,15 @@ class Trainer:
         self.model, self.args, self.train_data, self.eval_data = model, args, train_data, eval_data
         self.output, self.pad_token_id, self.objective = Path(output), pad_token_id, objective
         self.write_model, self.read_model = write_model or model.write_files, read_model or self._read_full_model
-        self.metrics, self.workers, self.settings = metrics, workers, dict(settings or {})
-        self.rank, self.world = (0, 1) if workers is None else (workers.rank, workers.world)
+        self.metrics, self.workers, self.settings = metrics, workers or Alone(), dict(settings or {})
+        self.rank, self.world = self.workers.rank, self.workers.data_world
         self.optimizer = OPTIMIZERS[args.optim](
-            model.trainable_params(), (args.adam_beta1, args.adam_beta2), args.adam_epsilon, args.weight_decay
+            self.workers.prepare(model, objective, args.jit),
+            (args.adam_beta1, args.adam_beta2),
+            args.adam_epsilon,
+            args.weight_decay,
         )
-        self.step_function = build_step(model, objective, self.optimizer, args.max_grad_norm, args.jit, workers)
+        self.step_function = build_step(self.workers, objective, self.optimizer, args.max_grad_norm)
         if not len(train_data):
             raise UserError("there is no training example; give more data")
         # A compiled step takes one shape: every batch gets the length of the longest example.
@@ -104,11 +108,10 @@ class Trainer:
             source = None
         elif source is None and resume == "auto":
             self._tell(f"{self.output} holds no checkpoint: starting from the first step")
-        if self.workers is not None:
-            self.workers.barrier()  # all have looked before the first one empties the folder
+        self.workers.barrier()  # all have looked before the first one empties the folder
         if source is None and self.rank == 0:
             self._empty_output()
-        kernels.set_seed(self.args.seed + self.rank)  # workers drop out differently
+        kernels.set_seed(self.args.seed + self.workers.random_offset)  # workers drop out differently
         ms.set_seed(self.args.seed)
         if source is not None:
             self._restore(source)
@@ -124,12 +127,17 @@ class Trainer:
                 signal.signal(number, handler)
             self.report.close()
         if self.args.load_best_model_at_end and self.state.best_step is not None:
-            self.read_model(self.output / f"checkpoint-{self.state.best_step}")
+            self._read(self.output / f"checkpoint-{self.state.best_step}")
         self.model.set_train(False)
-        if self.rank == 0:
-            with atomic_files(self.output) as tmp:
-                self.write_model(tmp)
+        if self.workers.sharded:
+            self.workers.write_whole(self.output / "parts", self._write_result)
+        elif self.rank == 0:
+            self._write_result()
         return self.state
+
+    def _write_result(self) -> None:
+        with atomic_files(self.output) as tmp:
+            self.write_model(tmp)
 
     def _loop(self) -> None:
         args, report = self.args, self.report
@@ -141,7 +149,8 @@ class Trainer:
                 args.lr_scheduler_type, self.state.step, self.warmup, self.total
             )
             with signals.wait():
-                means, norm = self.step_function([self.objective.to_device(batch) for batch in group], rate)
+                pieces = [piece for batch in group for piece in _pieces(batch, self.workers.micro_batches)]
+                means, norm = self.step_function([self.objective.to_device(piece) for piece in pieces], rate)
             step, loss = self.state.step + 1, self.objective.total(means)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise UserError(
@@ -171,9 +180,9 @@ class Trainer:
 
     def _stop(self) -> str:
         """Returns what interrupted this run, or "": the same for all workers, who stop at one step."""
-        if self.workers is not None and self.workers.any(bool(self._interrupted)):
+        if self.workers.any(bool(self._interrupted)):
             return self._interrupted or "a signal to another worker"
-        return self._interrupted
+        return ""
 
     def _groups(self) -> Iterator[list[dict[str, np.ndarray]]]:
         """Yields the micro-batches of each optimiser step from the current step on, epoch after epoch."""
@@ -202,9 +211,9 @@ class Trainer:
             pad_token_id=self.pad_token_id,
             group_by_length=self.args.group_by_length and shuffle,
             max_tokens=self.args.train_batch_tokens if shuffle else 0,
-            rank=self.rank,
+            rank=self.workers.data_rank,
             world=self.world,
-            pad_to_multiple_of=self.fixed_length,
+            pad_to_multiple_of=self.fixed_length or self.workers.length_multiple,
             collate=self.objective.collate,
             length=self.objective.length,
         )
@@ -222,10 +231,9 @@ class Trainer:
         order = self._batches(self.eval_data, self.args.per_device_eval_batch_size, 0, shuffle=False)
         for batch in itertools.islice(order, batches):
             tensors, targets = self.objective.to_device(batch)
-            total = total + np.atleast_1d(self.objective.loss(self.model, tensors).asnumpy().astype(np.float64))
-            count = count + self.objective.counts(targets)
-        if self.workers is not None:
-            total, count = self.workers.sum_array(total), self.workers.sum_array(count)
+            tensors, targets = self.workers.local(tensors, self.objective.counts(targets))
+            total, count = total + self.workers.evaluate(tensors), count + targets
+        total, count = self.workers.sum_terms(total), self.workers.sum_array(count)
         figures = self._figures(total / np.maximum(1, count))
         if batches is None and self.metrics is not None:
             figures |= self.metrics()
@@ -252,13 +260,18 @@ class Trainer:
         return step < self.total or self.args.load_best_model_at_end
 
     def _save(self) -> None:
+        self.state.rng_state = kernels.get_rng_state()
+        if self.workers.sharded:
+            info = {"step": self.state.step, "optimizer_step": self.optimizer.step_count}
+            self.workers.save(self.output / f"checkpoint-{self.state.step}", self.optimizer, info)
         if self.rank == 0:
-            self.state.rng_state = kernels.get_rng_state()
             self.report.sync()
-            checkpoint.save(self.output, self.state, self.optimizer.state_dict(), self.write_model)
+            if self.workers.sharded:
+                checkpoint.finish(self.output, self.state)
+            else:
+                checkpoint.save(self.output, self.state, self.optimizer.state_dict(), self.write_model)
             checkpoint.prune(self.output, self.args.save_total_limit, self.state.best_step)
-        if self.workers is not None:
-            self.workers.barrier()  # the first one to leave ends them all, and others read what was saved
+        self.workers.barrier()  # the first one to leave ends them all, and others read what was saved
 
     def _tell(self, text: str) -> None:
         if self.rank == 0:
@@ -291,6 +304,10 @@ class Trainer:
         state, optimizer = checkpoint.load(path)
         if difference := self._difference(path, state):
             raise UserError(f"{difference}; resume with the same value, or start anew in another output")
+        self.state = state
+        if self.workers.sharded:
+            self.optimizer.step_count = self.workers.load(path, self.optimizer)["optimizer_step"]
+            return
         self.read_model(path)
         try:
             self.optimizer.load_state_dict(optimizer)
@@ -299,8 +316,15 @@ class Trainer:
                 f"{path} holds no optimiser state for {e.args[0]}; it belongs to another model or "
                 f"another choice of trained parameters"
             ) from None
-        kernels.set_rng_state({**state.rng_state, "seed": state.rng_state["seed"] + self.rank})
-        self.state = state
+        offset = self.workers.random_offset
+        kernels.set_rng_state({**state.rng_state, "seed": state.rng_state["seed"] + offset})
+
+    def _read(self, path: Path) -> None:
+        """Sets the weights from a checkpoint of this run."""
+        if self.workers.sharded:
+            self.workers.load(path)
+        else:
+            self.read_model(path)
 
     def _read_full_model(self, path: Path) -> None:
         from msllm.models.weights import read_weights
@@ -345,6 +369,20 @@ class Trainer:
     def _on_signal(self, number, frame) -> None:
         self._interrupted = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
         signal.signal(number, signal.default_int_handler)  # a second Ctrl-C does not wait for the step
+
+
+def _pieces(batch: Mapping[str, np.ndarray], count: int) -> list[Mapping[str, np.ndarray]]:
+    """Cuts a batch of B examples into ``count`` of B / count."""
+    if count == 1:
+        return [batch]
+    rows = len(batch["input_ids"])
+    if rows % count:
+        raise UserError(
+            f"a batch of {rows} examples cannot be cut into {count} micro-batches; change per_device_train_batch_size "
+            f"or parallel.micro_batches"
+        )
+    size = rows // count
+    return [{k: v[i * size : (i + 1) * size] for k, v in batch.items()} for i in range(count)]
 
 
 def _tokens(batch: Mapping[str, np.ndarray]) -> int:

@@ -31,6 +31,8 @@ BERT = {
     "initializer_range": 0.3,
 }
 
+MIXTRAL = {**LLAMA, "num_local_experts": 4}
+
 CAUSAL = {
     "gpt": ("OpenAIGPT", GPT2),
     "gpt2": ("GPT2", GPT2),
@@ -58,6 +60,12 @@ CAUSAL = {
             },
         },
     ),
+    "mixtral": ("Mixtral", MIXTRAL),
+    "mixtral-top-1": ("Mixtral", {**MIXTRAL, "num_experts_per_tok": 1, "tie_word_embeddings": True, "head_dim": 16}),
+    "mixtral-window": (
+        "Mixtral",
+        {**MIXTRAL, "num_experts_per_tok": 3, "sliding_window": 5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    ),
     "bloom": ("Bloom", BLOOM),
     "bloom-3-heads": ("Bloom", {**BLOOM, "hidden_size": 36, "n_head": 3}),
     "bloom-post-norm": (
@@ -69,6 +77,7 @@ _CLASSES = {
     "OpenAIGPT": ("OpenAIGPTConfig", "OpenAIGPTLMHeadModel"),
     "GPT2": ("GPT2Config", "GPT2LMHeadModel"),
     "Llama": ("LlamaConfig", "LlamaForCausalLM"),
+    "Mixtral": ("MixtralConfig", "MixtralForCausalLM"),
     "Bloom": ("BloomConfig", "BloomForCausalLM"),
 }
 BERT_CLASSES = [

@@ -11,7 +11,18 @@ from msllm.generation.sampling import keep_min_p, keep_top_k, keep_top_p, penali
 from tests.parity.reference import CAUSAL, TOLERANCE, V, difference, torch, transformers
 
 PROMPTS = [[5, 17, 3, 80, 41, 9], [7, 7], [60, 2, 33, 12]]
-NAMES = ["gpt", "gpt2", "gpt2-erf", "llama", "llama-tied", "llama3", "bloom-3-heads", "bloom-post-norm"]
+NAMES = [
+    "gpt",
+    "gpt2",
+    "gpt2-erf",
+    "llama",
+    "llama-tied",
+    "llama3",
+    "mixtral",
+    "mixtral-top-1",
+    "bloom-3-heads",
+    "bloom-post-norm",
+]
 
 
 def theirs_generate(model, prompts, **options):
@@ -54,7 +65,7 @@ def test_greedy_batch_with_left_padding_equals_transformers(zoo, name):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bloom"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mixtral", "bloom"])
 def test_beam_search_equals_transformers(zoo, name, options, ends):
     theirs, folder = zoo.causal(name)
     prompts = PROMPTS if "repetition_penalty" not in options else PROMPTS[:1]  # transformers counts padding ids too

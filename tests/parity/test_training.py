@@ -65,7 +65,7 @@ def torch_run(model, batches, args, total):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("name", ["llama", "gpt2-erf", "bloom-3-heads"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2-erf", "bloom-3-heads"])
 def test_losses_norms_and_weights_equal_pytorch(zoo, name, accumulation, tmp_path):
     reference, folder = zoo.causal(name)
     theirs = type(reference).from_pretrained(folder, attn_implementation="eager")

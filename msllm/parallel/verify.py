@@ -1,0 +1,241 @@
+"""Does a layout compute what one process computes? Small models, ten steps, every strategy."""
+
+import dataclasses
+import gc
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from msllm.errors import UserError, nearest
+from msllm.layers.attention import use_core
+from msllm.models.pretrained import model_class
+from msllm.parallel import sharded
+from msllm.parallel.comm import Workers
+from msllm.parallel.config import ParallelConfig
+from msllm.parallel.formulas import bytes_per_step
+from msllm.parallel.strategy import Strategy
+from msllm.training.alone import Alone
+from msllm.training.blocks import BLOCKS, collate_blocks
+from msllm.training.moe_objective import moe_objective
+from msllm.training.optimizer import AdamW
+from msllm.training.step import build_step
+
+BOUND = 1e-5
+STEPS, BATCH, LENGTH, VOCABULARY, WIDTH, LAYERS, HEADS = 10, 16, 32, 67, 32, 8, 8
+# Adam divides a gradient by its own size: where that is rounding alone, such as that of a key's bias, which has no
+# effect, the usual 1e-8 would make a whole step of it.
+EPSILON, LEARNING_RATE = 1e-5, 1e-3
+
+FAMILIES = {
+    "gpt2": {
+        "n_embd": WIDTH,
+        "n_layer": LAYERS,
+        "n_head": HEADS,
+        "n_positions": LENGTH,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+    },
+    "llama": {
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+    },
+    "bloom": {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": HEADS},
+    "mixtral": {
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_local_experts": 8,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one strategy gave.
+
+    Attributes:
+        strategy: its name; ``layout`` in short; ``family`` of the model.
+        loss: the largest relative difference of the loss over the steps.
+        parameter: the largest difference of a parameter after them, relative to its largest value.
+        sent, formula: bytes that the busiest worker sends per step, counted and worked out.
+        memory: by how much a worker's resident memory grew at most, in bytes.
+        seconds: of all steps.
+    """
+
+    strategy: str
+    layout: str
+    family: str
+    loss: float
+    parameter: float
+    sent: float
+    formula: float
+    memory: int
+    seconds: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the differences are within the bound, and bytes as the formula says."""
+        return self.loss <= BOUND and self.parameter <= BOUND and math.isclose(self.sent, self.formula, rel_tol=1e-6)
+
+
+def strategies(workers: int) -> dict[str, list[tuple[str, ParallelConfig]]]:
+    """Returns the strategies that a number of workers can show: name -> (family, layout) pairs."""
+    W, half = workers, workers // 2
+
+    def layout(**degrees) -> ParallelConfig:
+        return ParallelConfig(**degrees).for_workers(W)
+
+    pipeline = {"pipeline": W, "micro_batches": 8}
+    found = {
+        "data": [("gpt2", layout()), ("llama", layout()), ("mixtral", layout())],
+        "tensor": [(family, layout(tensor=W)) for family in FAMILIES],
+        "tensor-norms": [(family, layout(tensor=W, split_norms=True)) for family in FAMILIES],
+        "optimizer-1": [("gpt2", layout(optimizer=1)), ("mixtral", layout(optimizer=1))],
+        "optimizer-2": [("llama", layout(optimizer=2, micro_batches=2))],
+        "optimizer-3": [("gpt2", layout(optimizer=3)), ("mixtral", layout(optimizer=3))],
+        "gpipe": [("gpt2", layout(**pipeline, schedule="gpipe"))],
+        "1f1b": [(family, layout(**pipeline)) for family in FAMILIES],
+        "1f1b-cost": [("gpt2", layout(**pipeline, cut="cost"))],
+        "expert": [("mixtral", layout(expert=W))],
+        "ring": [("llama", layout(sequence=W)), ("bloom", layout(sequence=W)), ("mixtral", layout(sequence=W))],
+        "heads": [("gpt2", layout(sequence=W, attention="heads"))],
+        "recompute": [("llama", layout(recompute=True))],
+    }
+    if W <= LAYERS // 2:
+        found["interleaved"] = [("llama", layout(**pipeline, schedule="interleaved", chunks=2))]
+    if W >= 4:
+        two = {"tensor": 2, "pipeline": 2, "micro_batches": 4}
+        found |= {
+            "tensor+data": [("gpt2", layout(tensor=2, optimizer=1)), ("bloom", layout(tensor=2, optimizer=3))],
+            "tensor+sequence": [("llama", layout(tensor=2, sequence=half))],
+            "tensor+pipeline": [("gpt2", layout(**two)), ("llama", layout(**two, split_norms=True))],
+            "expert+tensor": [("mixtral", layout(tensor=2, expert=2, optimizer=1 if W > 2 else 0))],
+            "expert+pipeline": [("mixtral", layout(pipeline=2, micro_batches=2, expert=2, optimizer=1))],
+        }
+    if W >= 8:
+        all_four = {"tensor": 2, "pipeline": 2, "micro_batches": 2, "optimizer": 1}
+        found["data+tensor+pipeline"] = [("gpt2", layout(**all_four)), ("bloom", layout(**all_four))]
+        found["data+tensor+pipeline+expert"] = [("mixtral", layout(**all_four, expert=2))]
+    return found
+
+
+def chosen(workers: int, names: list[str] | None) -> list[tuple[str, str, ParallelConfig]]:
+    """Returns (name, family, layout) of the strategies of these names, or of all; UserError for an unknown name."""
+    known = strategies(workers)
+    for name in names or ():
+        if name not in known:
+            raise UserError(
+                f"unknown strategy {name!r}{nearest(name, known)}; {workers} workers can show {', '.join(known)}"
+            )
+    return [(name, *pair) for name, pairs in known.items() if not names or name in names for pair in pairs]
+
+
+def verify(workers: Workers, names: list[str] | None, tell: Callable[[str], None] = lambda line: None) -> list[Row]:
+    """Runs strategies, and the same steps in one process; returns a row of each, on the first worker.
+
+    Args:
+        workers: all of them.
+        names: of the strategies; None takes all.
+        tell: gets a line about what is about to run.
+    """
+    rows: list[Row] = []
+    references: dict[tuple[str, int], tuple[list[float], dict[str, np.ndarray]]] = {}
+    folder = Path(workers.objects(tempfile.mkdtemp() if workers.rank == 0 else None)[0])
+    for name, family, config in chosen(workers.world, names):
+        tell(f"{name}: {config} on {family}")
+        key = family, config.micro_batches if family == "mixtral" else 1  # balancing is by micro-batch
+        if workers.rank == 0 and key not in references:
+            losses, model = _train(Alone(), family, key[1])
+            references[key] = losses, {p.name: p.asnumpy().copy() for p in model.get_parameters()}
+        workers.barrier()
+        row = _row(workers, name, family, config, references.get(key), folder)
+        if workers.rank == 0:
+            rows.append(row)
+    workers.barrier()
+    if workers.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    return rows
+
+
+def _row(workers: Workers, name: str, family: str, config: ParallelConfig, reference, folder: Path) -> Row | None:
+    gc.collect()
+    before = _reset_peak()
+    strategy = Strategy(workers, config)
+    start = time.perf_counter()
+    losses, _ = _train(strategy, family, config.micro_batches, prepared=workers.traffic.clear)
+    seconds = time.perf_counter() - start
+    sent = workers.traffic.sent() / STEPS
+    formula = bytes_per_step(strategy, BATCH, LENGTH, STEPS)
+    measured = workers.objects((sent, formula, _resident("VmHWM") - before))
+    strategy.save(folder / "part", None, {})
+    if workers.rank:
+        return None
+    trained = sharded.ShardedCheckpoint(folder / "part")
+    expected, parameters = reference
+    apart = [np.abs(trained.full("param", n) - p).max() / np.abs(p).max() for n, p in parameters.items()]
+    loss = max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
+    busiest = max(measured, key=lambda m: abs(m[0] - m[1]))  # where count and formula disagree most, if they do
+    if math.isclose(busiest[0], busiest[1], rel_tol=1e-6):
+        busiest = max(measured)
+    memory = max(m[2] for m in measured)
+    return Row(name, str(config), family, loss, float(max(apart)), busiest[0], busiest[1], memory, seconds)
+
+
+def _train(team, family: str, micro_batches: int, prepared: Callable[[], None] = lambda: None):
+    """Trains a small model for a few steps; returns the losses and the model."""
+    use_core(None)
+    model = small_model(family)
+    objective = moe_objective(base=BLOCKS) if family == "mixtral" else BLOCKS
+    optimizer = AdamW(team.prepare(model, objective, False), (0.9, 0.95), EPSILON, 0.1)
+    step = build_step(team, objective, optimizer, 1.0)
+    prepared()
+    model.set_train(True)
+    losses = []
+    for i in range(STEPS):
+        pieces = _pieces(i, micro_batches, team.data_rank, team.data_world)
+        means, _ = step([objective.to_device(piece) for piece in pieces], LEARNING_RATE)
+        losses.append(objective.total(means))
+    use_core(None)
+    return losses, model
+
+
+def _pieces(step: int, micro_batches: int, data_rank: int, data_world: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields a worker's share of each micro-batch: all workers together see the same ones for any layout."""
+    rng = np.random.default_rng(step)
+    examples = [{"input_ids": ids} for ids in rng.integers(0, VOCABULARY, (BATCH, LENGTH + 1))]
+    for piece in np.array_split(np.arange(BATCH), micro_batches):
+        mine = np.array_split(piece, data_world)[data_rank]
+        yield collate_blocks([examples[i] for i in mine])
+
+
+def small_model(family: str):
+    """Returns a small model of a family with random values, the same in every process."""
+    values = {"model_type": family, "vocab_size": VOCABULARY, **FAMILIES[family]}
+    cls = model_class({**values, "architectures": None})
+    ms.set_seed(0)
+    model, rng = cls(cls.config_class.from_dict(values)), np.random.default_rng(0)
+    for parameter in model.get_parameters():  # biases and norms too: at 0 and 1 they would hide mistakes
+        noise = rng.normal(0, 0.05, parameter.shape).astype(np.float32)
+        parameter.set_data(Tensor(parameter.asnumpy() + noise))
+    return model
+
+
+def _reset_peak() -> int:
+    """Lets the peak of resident memory start over from what is in use, which is returned, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+def _resident(kind: str) -> int:
+    """Resident memory in bytes: "VmRSS" now, "VmHWM" at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(kind)))
