@@ -1,17 +1,54 @@
 """msllm convert and msllm merge: from one kind of checkpoint folder to another."""
 
+from pathlib import Path
+from typing import Literal
 
-def convert(source: str, output: str) -> None:
-    """Turns a folder with pytorch_model.bin into one with safetensors; needs PyTorch.
+from msllm.errors import UserError
+
+
+def convert(
+    source: str,
+    output: str,
+    to: Literal["huggingface", "mindspore"] = "huggingface",
+    tokenizer: str | None = None,
+) -> None:
+    """Turns pytorch_model.bin (needs PyTorch), or a checkpoint that several workers wrote, into another kind of folder.
 
     Args:
-        source: Hugging Face folder whose weights are pytorch_model.bin, whole or in shards.
+        source: Hugging Face folder whose weights are pytorch_model.bin, whole or in shards; or a checkpoint in parts.
         output: new folder.
+        to: huggingface for safetensors; mindspore, of a checkpoint in parts, for what mindspore.transform_checkpoints
+            reads: a folder a rank and strategy.ckpt.
+        tokenizer: folder of a tokenizer to put beside the weights of a checkpoint in parts.
     """
-    from msllm.conversion.torch_bin import convert_folder
+    from msllm.training.checkpoint import LAYOUT
 
-    convert_folder(source, output)
+    if (Path(source) / LAYOUT).is_file():
+        _convert_parts(Path(source), output, to, tokenizer)
+    elif to != "huggingface" or tokenizer is not None:
+        raise UserError(
+            f"{source} is no checkpoint in parts, it has no {LAYOUT}; to and tokenizer are for those: leave them out"
+        )
+    else:
+        from msllm.conversion.torch_bin import convert_folder
+
+        convert_folder(source, output)
     print(f"saved {output}")
+
+
+def _convert_parts(source: Path, output: str, to: str, tokenizer: str | None) -> None:
+    from msllm.models.pretrained import model_class
+    from msllm.parallel.folders import to_folder
+    from msllm.parallel.mindspore_strategy import export
+    from msllm.parallel.sharded import ShardedCheckpoint
+    from msllm.tokenization import load_tokenizer
+
+    if to == "mindspore":
+        export(source, output)
+        return
+    checkpoint = ShardedCheckpoint(source)
+    owner = model_class(checkpoint.info["config"], source)
+    to_folder(checkpoint, owner, output, None if tokenizer is None else load_tokenizer(tokenizer))
 
 
 def merge(adapter: str, output: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from msllm.layers import attention
 from msllm.layers.basic import LayerNorm, Linear, RMSNorm
 from msllm.layers.cache import KVCache
 
@@ -46,8 +47,13 @@ def run_blocks(blocks: Sequence, x_BTD, key_mask, row_start, cache: KVCache | No
             method ``parts`` returns their BlockParts, or None.
         key_mask, row_start, slopes: as in layers.attend.
         rotary: (cos, sin) of the new tokens.
+
+    Raises:
+        UserError: a cache where workers share the tokens (use_core).
     """
-    if cache is not None and row_start is None and not blocks[0].training:
+    # The decoder calls no attend, which refuses a cache where workers share the tokens: there, the blocks do it.
+    shared = attention._core is not None
+    if cache is not None and row_start is None and not blocks[0].training and not shared:
         decoder = cache.decoder(blocks)
         if decoder is not None and decoder.takes(x_BTD.shape):
             return decoder(x_BTD, cache.keys, cache.values, cache.length, key_mask, rotary, slopes), None

@@ -28,12 +28,10 @@ class Chapter:
         return re.sub(rf"^Chapter {self.number}[,:.]? ", "", line)
 
     def runs(self) -> dict[str, Entry]:
-        """Returns the runs of run.py by name, in the order they are written."""
-        path = self.folder / "run.py"
-        if not path.exists():
-            return {}
-        found = vars(load_module(path, f"msllm_{self.folder.name}_run")).values()
-        return {entry.name: entry for entry in found if isinstance(entry, Entry)}
+        """Returns the runs of run.py and run_*.py by name, in the order they are written."""
+        paths = [*self.folder.glob("run.py"), *sorted(self.folder.glob("run_*.py"))]
+        modules = [load_module(path, f"msllm_{self.folder.name}_{path.stem}") for path in paths]
+        return {e.name: e for module in modules for e in vars(module).values() if isinstance(e, Entry)}
 
     def exercises(self) -> dict[str, str]:
         """Returns the name of each exercise and the first line of its docstring."""

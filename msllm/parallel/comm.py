@@ -8,7 +8,7 @@ import dataclasses
 import os
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -223,6 +223,17 @@ class Group:
         # As int32: the backend moves no bytes.
         rows = self.all_gather(Tensor(padded.astype(np.int32))).asnumpy().reshape(self.size, -1).astype(np.uint8)
         return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+
+    def agree(self, settings: Mapping) -> None:
+        """Raises UserError, on every member, where one has other settings than the first."""
+        first, *others = self.objects(dict(settings))
+        for rank, theirs in zip(self.ranks[1:], others):
+            key = next((k for k in first if first[k] != theirs.get(k)), None)
+            if key is not None:
+                raise UserError(
+                    f"worker {rank} has {key} = {theirs.get(key)}, worker {self.ranks[0]} {first[key]}; give all "
+                    f"workers the same files and options"
+                )
 
     def barrier(self) -> None:
         """Waits until every member is here."""

@@ -94,9 +94,10 @@ class ParallelConfig:
                 + (f" or parallel.data {workers // rest}" if workers % rest == 0 else ", or other degrees")
             )
         if config.data % self.expert:
+            degrees = _one_of(_divisors(config.data), self.expert)
             raise UserError(
                 f"parallel.expert = {self.expert} does not divide parallel.data = {config.data}: experts are spread "
-                f"over the data-parallel workers; use an expert degree of {_one_of(_divisors(config.data), self.expert)}"
+                f"over the data-parallel workers; use an expert degree of {degrees}"
             )
         return config
 

@@ -10,6 +10,9 @@ from mindspore import ParameterTuple, Tensor, ops
 from msllm.layers import positions, run_blocks
 from msllm.parallel.plans import Plan
 
+# A backward pass takes about two forward passes; all stages but the last one run a second forward pass.
+LAST_SHARE = 3 / 4
+
 
 def layer_costs(model, plan: Plan, batch: int = 1, length: int = 64, runs: int = 3) -> tuple[list[float], float, float]:
     """Returns the seconds that a forward and a backward pass take on this machine: medians of ``runs``.

@@ -21,11 +21,12 @@ class ExpertExchange:
 
     Attributes:
         moved: token copies that this worker has sent to others' experts, or back to where they came from.
+        rows: token copies that its own experts have worked on.
     """
 
     def __init__(self, expert: Group, tensor: Group):
         self.expert, self.tensor = expert, tensor
-        self.moved = 0
+        self.moved = self.rows = 0
 
     def __call__(self, layer: MoE, x_sorted: Tensor, counts: Sequence[int]) -> Tensor:
         """The experts' outputs (M, D) of token copies (M, D) that are sorted by expert, ``counts`` (E,) of each."""
@@ -46,6 +47,7 @@ class ExpertExchange:
         return functional.exchange_rows(x, self.expert, received, to)
 
     def _run(self, experts, x, counts):
+        self.rows += x.shape[0]
         y = run_each(experts, functional.copy(x, self.tensor), counts)
         return functional.sum_over(y, self.tensor)
 

@@ -49,18 +49,17 @@ def _blocks(strategy: Strategy) -> tuple[float, int]:
 
 def _tensor(strategy: Strategy, tokens: int) -> float:
     """Two sums a block and direction, of attention and feed-forward layer, or the gather and scatter they consist of
-    (Shoeybi et al. 2019, section 3; Korthikanti et al. 2022, section 4.2.2); with experts, the second over copies."""
+    (Shoeybi et al. 2019, section 3; Korthikanti et al. 2022, section 4.2.2); see _experts for theirs."""
     group, split = strategy.mesh.tensor, strategy.config.split_norms
     if group.size == 1:
         return 0.0
     X, half = FLOAT * tokens * strategy.width, _share(group)  # half of an all-reduce, per byte
-    copies = strategy.experts_per_token
-    forward = 2 * half * X * (1 + (copies or 1))
-    backward = forward
-    if copies and split:  # all tokens are gathered for the router, and so are their gradients
-        forward, backward = forward + half * X, backward + half * X
+    experts = bool(moe_layers(strategy.model))
+    each_way = 2 * half * X * (1 if experts else 2)
+    if experts and split:  # all tokens are gathered for the router, and so are their gradients
+        each_way += half * X
     passes, layers = _blocks(strategy)
-    total = layers * (passes * forward + backward)
+    total = layers * (passes + 1) * each_way
     stage = None if strategy.pipeline is None else strategy.pipeline.stage
     if stage is None or stage.is_first:
         twice = 1 if stage is None else 2
@@ -116,15 +115,14 @@ def _gradients(strategy: Strategy) -> float:
 
 
 def _experts(strategy: Strategy, steps: int) -> float:
-    """Token copies to the experts and back, the same of their gradients, and the table of how many go where."""
-    group, total = strategy.mesh.expert, 0.0
-    if group.size == 1:
-        return total
+    """Token copies to the experts and back, the same of their gradients, and the table of how many go where; what
+    tensor-parallel workers sum is what their experts worked on."""
+    expert, tensor, total = strategy.mesh.expert, strategy.mesh.tensor, 0.0
     passes, _ = _blocks(strategy)
     for layer in moe_layers(strategy.model):
-        if layer.exchange is None:
-            continue
-        calls = passes * strategy.config.micro_batches
-        total += FLOAT * strategy.width * layer.exchange.moved / steps * (passes + 1) / passes
-        total += calls * (group.size - 1) * FLOAT * strategy.sizes["experts"]
+        if layer.exchange is not None:
+            both = FLOAT * strategy.width / steps * (passes + 1) / passes
+            total += both * (layer.exchange.moved + 2 * _share(tensor) * layer.exchange.rows)
+            calls = passes * strategy.config.micro_batches
+            total += calls * (expert.size - 1) * FLOAT * strategy.sizes["experts"]
     return total

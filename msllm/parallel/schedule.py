@@ -55,7 +55,9 @@ def bubble(stages: int, micro_batches: int, chunks: int = 1) -> float:
     return (stages - 1) / (chunks * micro_batches + stages - 1)
 
 
-def cut(costs: Sequence[float], parts: int, first: float = 0.0, last: float = 0.0) -> list[tuple[int, int]]:
+def cut(
+    costs: Sequence[float], parts: int, first: float = 0.0, last: float = 0.0, last_share: float = 1.0
+) -> list[tuple[int, int]]:
     """Deals layers out to ``parts`` stages in order.
 
     The dearest stage is as cheap as can be; of the cuts for which it is, this one has the least sum of squares, so that
@@ -64,6 +66,7 @@ def cut(costs: Sequence[float], parts: int, first: float = 0.0, last: float = 0.
     Args:
         costs: of each layer; at least as many as parts.
         first, last: of what the first stage has before its layers, and the last one after them.
+        last_share: of its costs, a layer on the last stage has this share.
 
     Returns:
         (start, stop) of each part; none is empty.
@@ -74,7 +77,9 @@ def cut(costs: Sequence[float], parts: int, first: float = 0.0, last: float = 0.
         sums.append(sums[-1] + cost)
 
     def cost(part: int, start: int, stop: int) -> float:
-        return sums[stop] - sums[start] + (first if part == 0 else 0.0) + (last if part == parts - 1 else 0.0)
+        if part == parts - 1:
+            return last_share * (sums[stop] - sums[start]) + last + (first if part == 0 else 0.0)
+        return sums[stop] - sums[start] + (first if part == 0 else 0.0)
 
     def best(extended: Callable[[float, float], float]) -> list[dict[int, tuple[float, int]]]:
         """[part][stop]: the least value of the layers before stop, and minus where its last part starts."""

@@ -13,14 +13,14 @@ from mindspore import Parameter, ParameterTuple, Tensor
 from msllm import kernels
 from msllm.errors import UserError
 from msllm.files import read_json
-from msllm.layers import moe_layers, positions
+from msllm.layers import positions
 from msllm.layers.attention import use_core
 from msllm.models.weights import read_file, read_weights
 from msllm.parallel import sharded
 from msllm.parallel.comm import Workers, start_workers
 from msllm.parallel.config import ParallelConfig
 from msllm.parallel.context import HeadAttention, RingAttention, token_places
-from msllm.parallel.costs import layer_costs
+from msllm.parallel.costs import LAST_SHARE, layer_costs
 from msllm.parallel.mesh import Mesh
 from msllm.parallel.pipeline import Pipeline, Stage
 from msllm.parallel.plans import plan_for, sizes
@@ -78,6 +78,7 @@ class Strategy:
         self.mesh = mesh = Mesh(workers, config)
         self.config, self.micro_batches = mesh.config, config.micro_batches
         self.rank, self.world, self.any, self.barrier = workers.rank, workers.world, workers.any, workers.barrier
+        self.agree = workers.agree
         self.data_rank, self.data_world = mesh.data.index, mesh.data.size
         self.random_offset = mesh.pipeline.index * mesh.samples.size + mesh.samples.index
         self.zigzag = self.config.attention == "ring"
@@ -105,13 +106,13 @@ class Strategy:
         self.whole = {p.name: tuple(p.shape) for p in model.get_parameters()}
         self._of_experts = f".{plan.experts}.experts." if plan.experts else None
         self.sizes, self.width = known, model.embedding.weight.shape[1]
-        layers = [1.0] * known["layers"], 0.0, 0.0
+        layers = [1.0] * known["layers"], 0.0, 0.0, 1.0
         if mesh.pipeline.size > 1 and self.config.cut == "cost":
-            layers = mesh.world.objects(layer_costs(model, plan) if self.rank == 0 else None)[0]
+            layers = mesh.world.objects((*layer_costs(model, plan), LAST_SHARE) if self.rank == 0 else None)[0]
         self.partial = spread_layers(model, plan, mesh)
         if mesh.pipeline.size > 1:
-            costs, first, last = layers
-            bounds = cut(costs, mesh.pipeline.size * self.config.chunks, first, last)
+            costs, *ends = layers
+            bounds = cut(costs, mesh.pipeline.size * self.config.chunks, *ends)
             split = mesh.tensor.size if self.config.split_norms else 1
             stage = Stage(model, plan, bounds, mesh.pipeline)
             self.pipeline = Pipeline(stage, objective, self.config.schedule, self.width, split)
@@ -158,11 +159,6 @@ class Strategy:
     def recomputes(self) -> bool:
         """Whether blocks run twice; the stages of a pipeline do anyway."""
         return bool(self.blocks)
-
-    @property
-    def experts_per_token(self) -> int:
-        """The experts that a token goes to; 0 for a model without."""
-        return next((layer.top_k for layer in moe_layers(self.model)), 0)
 
     def is_expert(self, name: str) -> bool:
         """Whether a parameter is of an expert."""
@@ -338,7 +334,9 @@ class Strategy:
         states = self.mesh.world.objects(kernels.get_rng_state())
         self.barrier()
         if self.rank == 0:
-            sharded.finish(folder, self.world, {**info, "layout": self._layout(), "random": states})
+            config = {**self.model.config.to_dict(), "architectures": [type(self.model).__name__]}
+            about = {"layout": self._layout(), "random": states, "config": config}
+            sharded.finish(folder, self.world, {**info, **about})
 
     def _layout(self) -> dict:
         return {**dataclasses.asdict(self.config), "words": str(self.config)}

@@ -89,5 +89,8 @@ class Alone:
         """Returns whether it is true for any process."""
         return flag
 
+    def agree(self, settings: Mapping) -> None:
+        """Raises UserError where another process has other data or options: sums of their gradients mean nothing."""
+
     def barrier(self) -> None:
         """Waits for all processes."""

@@ -102,6 +102,7 @@ class Trainer:
             UserError: ``output`` holds another run; the loss is no number; the run was interrupted (a checkpoint
                 was saved); a checkpoint of other data or options.
         """
+        self.workers.agree(self.state.fingerprint)
         source = checkpoint.source(self.output, resume, overwrite or self.rank > 0)  # the first worker refuses
         if source is not None and overwrite and resume == "auto" and (reason := self._cannot_resume(source)):
             self._tell(f"{reason}: starting from the first step")

@@ -15,6 +15,7 @@ from mindspore import Tensor, ops
 from msllm import kernels, layers
 from msllm.errors import UserError
 from msllm.parallel import context, launch
+from msllm.parallel.attention_blocks import Block, block_forward, merge, nothing_seen
 from msllm.parallel.comm import Group, Traffic
 from msllm.parallel.context import HeadAttention, RingAttention, ring_bytes, runs, token_places
 from tests.parallel import worker_context
@@ -135,28 +136,28 @@ def test_queries_without_keys_give_zeros(table):
 def test_a_block_and_its_merge_are_the_attention_of_all_keys(table):
     case = Case(24)
     q, k, v = map(Tensor, case.arrays[:3])
-    block = context.Block(SCALE, False, None, None, None, 0)
-    whole_out, whole_lse = context.block_forward(q, k, v, block)
+    block = Block(SCALE, False, None, None, None, 0)
+    whole_out, whole_lse = block_forward(q, k, v, block)
     halves = ([x[:, a:b].contiguous() for x in (k, v)] for a, b in ((0, 7), (7, 24)))
-    parts = [context.block_forward(q, *half, block) for half in halves]
-    out, lse = context.merge(*parts[0], *parts[1])
+    parts = [block_forward(q, *half, block) for half in halves]
+    out, lse = merge(*parts[0], *parts[1])
     scores = SCALE * np.einsum("bthc,bshc->bhts", *(x.astype(np.float64) for x in case.arrays[:2]))
     for each in (lse, whole_lse):
         np.testing.assert_allclose(each.asnumpy(), np.log(np.exp(scores).sum(-1)), rtol=1e-6, atol=1e-6)
     assert difference(out.asnumpy(), whole_out.asnumpy()) <= 1e-6
-    blind = ops.zeros_like(out), ops.full(lse.shape, context._BLIND, dtype=lse.dtype)
-    same, same_lse = context.merge(*blind, out, lse)
+    blind = nothing_seen(q)
+    same, same_lse = merge(*blind, out, lse)
     assert np.array_equal(same.asnumpy(), out.asnumpy()) and np.array_equal(same_lse.asnumpy(), lse.asnumpy())
-    assert not context.merge(*blind, *blind)[0].asnumpy().any()
+    assert not merge(*blind, *blind)[0].asnumpy().any()
 
 
 def blocks_seen(monkeypatch, case, size):
     """Returns how many pairs of a query and a key each member's blocks have in the forward pass."""
-    counts, whole = [], context.block_forward
+    counts = []
 
     def counted(q, k, v, block):
         counts[-1] += q.shape[1] * k.shape[1] / (2 if block.causal else 1)
-        return whole(q, k, v, block)
+        return block_forward(q, k, v, block)
 
     monkeypatch.setattr(context, "block_forward", counted)
     for index in range(size):
@@ -275,12 +276,15 @@ def test_models_attend_through_the_core(core):
     assert len(calls) == 2
 
 
-def test_a_model_trains_through_the_core(core):
+def small_bloom():
     from msllm.models.bloom import BloomConfig, BloomForCausalLM
 
     config = {"vocab_size": 50, "hidden_size": 16, "n_layer": 2, "n_head": 4}
-    model = BloomForCausalLM(BloomConfig.from_dict(config))
-    model.set_train(False)
+    return BloomForCausalLM(BloomConfig.from_dict(config)).set_train(False)
+
+
+def test_a_model_trains_through_the_core(core):
+    model = small_bloom()
     ids = Tensor(np.random.default_rng(0).integers(0, 50, (2, 12)).astype(np.int32))
     mask = Tensor((np.arange(12) >= np.array([[0], [3]])).astype(np.int32))
     step = ms.value_and_grad(lambda: (model(ids, mask) ** 2).mean(), None, model.trainable_params())
@@ -300,6 +304,19 @@ def test_neither_a_cache_nor_a_record_of_weights_is_shared(core):
     packed = Tensor(np.zeros((1, 4, 48), np.float32))
     with layers.record_attention(), pytest.raises(UserError, match="recording attention weights cannot be used"):
         layers.attend_packed(packed, 2, False, 1.0)
+
+
+def test_a_cache_is_refused_by_whole_blocks_too(table, core):
+    model, ids = small_bloom(), Tensor(np.zeros((1, 1), np.int32))
+    cache = model.make_cache(1, 4)
+    if table == "cpu":  # else the blocks run one by one in any case
+        assert cache.decoder(model.transformer.h).takes((1, 1, 16))
+    core(RingAttention(alone()))
+    with pytest.raises(UserError, match=r"key-value cache cannot be used where workers share the tokens"):
+        model(ids, cache=cache)
+    assert not any(x.asnumpy().any() for x in (*cache.keys, *cache.values))
+    core(None)
+    assert difference(model(ids, cache=cache).asnumpy(), model(ids).asnumpy()) <= TOLERANCE
 
 
 def run_workers(workers: int, folder: Path) -> list[dict]:

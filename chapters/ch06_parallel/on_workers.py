@@ -1,0 +1,155 @@
+"""What the workers of this chapter's runs do; run.py starts it with msllm.parallel.run_job.
+
+python on_workers.py TASK '{"option": value}' RESULT.json
+
+Every worker calls the library; the first writes what all of them measured.
+"""
+
+import dataclasses
+import gc
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("MSLLM_THREADS", "1")  # a core for each worker, before the kernels start their threads
+
+import numpy as np  # noqa: E402
+
+from msllm.errors import UserError  # noqa: E402
+from msllm.files import write_json  # noqa: E402
+from msllm.parallel import ParallelConfig, Strategy, start_workers  # noqa: E402
+from msllm.parallel.verify import _reset_peak, _resident  # noqa: E402
+from msllm.parallel.zero import slice_of  # noqa: E402
+
+LEARNING_RATE, MAX_NORM = 1e-3, 1.0
+
+
+def timeline(workers, sizes: dict, batch: int, micro_batches: int, steps: int, schedules: list[dict]) -> dict:
+    """Trains a GPT-2 cut into stages; returns for each schedule the passes of each measured step, by stage."""
+    found = []
+    for schedule in schedules:
+        config = ParallelConfig(pipeline=workers.world, micro_batches=micro_batches, cut="cost", **schedule)
+        strategy = Strategy(workers, config)
+        step, _, _ = prepared(strategy, sizes)
+        measured = []
+        for i in range(steps + 2):  # two to warm up
+            workers.barrier()
+            step(micro_batches_of(strategy, sizes, batch, micro_batches, i), LEARNING_RATE)
+            if i >= 2:
+                events = [(e.work.kind, e.work.chunk, e.work.micro_batch, e.start, e.stop) for e in strategy.pipeline.events]
+                measured.append(workers.objects(events))
+        layers = workers.objects(strategy.pipeline.stage.pieces)
+        found.append({**dataclasses.asdict(strategy.config), "layers": layers, "steps": measured})
+    return {"schedules": found}
+
+
+def slices(workers, sizes: dict, layouts: list[dict], folder: str) -> dict:
+    """Spreads a GPT-2, trains it for a step and writes a checkpoint; returns the Slices that each worker holds."""
+    found = []
+    for i, layout in enumerate(layouts):
+        strategy = Strategy(workers, ParallelConfig(**layout))
+        step, optimizer, model = prepared(strategy, sizes)
+        rows = strategy.config.data * strategy.config.micro_batches
+        step(micro_batches_of(strategy, sizes, rows, strategy.config.micro_batches, 0), LEARNING_RATE)
+        held = [dataclasses.asdict(slice_of(p)) for p in model.get_parameters()]
+        checkpoint = f"{folder}/checkpoint-{i}"
+        strategy.save(Path(checkpoint), optimizer, {"step": 1})
+        found.append({"layout": str(strategy.config), "checkpoint": checkpoint, "held": workers.objects(held)})
+    return {"layouts": found}
+
+
+def memory(workers, sizes: dict, batch: int, levels: list[int]) -> dict:
+    """Trains a GPT-2 whose workers share as ``optimizer`` = level says; returns the bytes that each of them holds."""
+    small = {**sizes, "n_embd": 8 * sizes["n_head"], "vocab_size": 64}
+    rows = [_memory(workers, size, batch, level) for level in levels for size in (small, sizes)]
+    return {"levels": rows[1::2]}  # the small model has made the code and the buffers resident that any model needs
+
+
+def _memory(workers, sizes: dict, batch: int, level: int) -> dict:
+    gc.collect()
+    before = _resident("VmRSS")
+    strategy = Watched(workers, ParallelConfig(optimizer=level, micro_batches=2))
+    step, optimizer, model = prepared(strategy, sizes)
+    step(micro_batches_of(strategy, sizes, batch, 2, 0), LEARNING_RATE)  # now all that stays is there
+    gc.collect()
+    _reset_peak()
+    for i in (1, 2):
+        step(micro_batches_of(strategy, sizes, batch, 2, i), LEARNING_RATE)
+    parameters = {id(p): p for p in (*model.get_parameters(), *strategy.parameters)}
+    row = {
+        "parameters": nbytes(parameters.values()),
+        "gradients": strategy.gradient_bytes,
+        "moments": nbytes([*optimizer.exp_avg, *optimizer.exp_avg_sq]),
+        "growth": _resident("VmHWM") - before,
+    }
+    count = sum(int(np.prod(shape)) for shape in strategy.whole.values())
+    return {"level": level, "numbers": count, "workers": workers.objects(row)}
+
+
+class Watched(Strategy):
+    """Notes the bytes of the gradients that are kept from one micro-batch to the next."""
+
+    def _summed(self, gradients):
+        self.gradient_bytes = nbytes(gradients.values())
+        return super()._summed(gradients)
+
+    def _to_owners(self, gradients):
+        new = super()._to_owners(gradients)
+        if self.config.optimizer >= 2:  # after every micro-batch; with less, once at the end
+            self.gradient_bytes = nbytes(new.values())
+        return new
+
+
+def prepared(strategy: Strategy, sizes: dict) -> tuple:
+    """Returns a step function, its optimiser and the GPT-2 that it trains, spread as the strategy says."""
+    import mindspore as ms
+
+    from msllm.models.gpt2 import GPT2Config, GPT2LMHeadModel
+    from msllm.training.blocks import BLOCKS
+    from msllm.training.optimizer import AdamW
+    from msllm.training.step import build_step
+
+    ms.set_seed(0)
+    drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    model = GPT2LMHeadModel(GPT2Config.from_dict({**sizes, **drop}))
+    optimizer = AdamW(strategy.prepare(model, BLOCKS, False), (0.9, 0.95), 1e-8, 0.1)
+    model.set_train(True)
+    return build_step(strategy, BLOCKS, optimizer, MAX_NORM), optimizer, model
+
+
+def micro_batches_of(strategy: Strategy, sizes: dict, batch: int, count: int, step: int) -> list:
+    """Returns this worker's share of ``batch`` examples of random ids, in ``count`` pieces: time and bytes are those
+    of real text."""
+    from msllm.training.blocks import BLOCKS
+
+    rng = np.random.default_rng(step)
+    ids = rng.integers(0, sizes["vocab_size"], (batch, sizes["n_positions"] + 1))
+    mine = np.array_split(ids, strategy.data_world)[strategy.data_rank]
+    pieces = [[{"input_ids": row} for row in piece] for piece in np.array_split(mine, count)]
+    return [BLOCKS.to_device(BLOCKS.collate(piece)) for piece in pieces]
+
+
+def nbytes(tensors) -> int:
+    return sum(tensor.size * tensor.itemsize for tensor in tensors)
+
+
+def main(task: str, options: str, result: str) -> None:
+    workers = start_workers()
+    if workers.rank == 0:
+        print(f"{task} on {workers.world} workers", flush=True)
+    start = time.perf_counter()
+    found = TASKS[task](workers, **json.loads(options))
+    if workers.rank == 0:
+        write_json(result, {**found, "seconds": time.perf_counter() - start})
+    workers.barrier()
+
+
+TASKS = {"timeline": timeline, "slices": slices, "memory": memory}
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except UserError as e:
+        sys.exit(f"error: {e}")
