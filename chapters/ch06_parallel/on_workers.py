@@ -15,13 +15,13 @@ from pathlib import Path
 
 os.environ.setdefault("MSLLM_THREADS", "1")  # a core for each worker, before the kernels start their threads
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from msllm.errors import UserError  # noqa: E402
-from msllm.files import write_json  # noqa: E402
-from msllm.parallel import ParallelConfig, Strategy, start_workers  # noqa: E402
-from msllm.parallel.verify import _reset_peak, _resident  # noqa: E402
-from msllm.parallel.zero import slice_of  # noqa: E402
+from msllm.errors import UserError
+from msllm.files import write_json
+from msllm.parallel import ParallelConfig, Strategy, start_workers
+from msllm.parallel.verify import _reset_peak, _resident
+from msllm.parallel.zero import slice_of
 
 LEARNING_RATE, MAX_NORM = 1e-3, 1.0
 
@@ -38,8 +38,9 @@ def timeline(workers, sizes: dict, batch: int, micro_batches: int, steps: int, s
             workers.barrier()
             step(micro_batches_of(strategy, sizes, batch, micro_batches, i), LEARNING_RATE)
             if i >= 2:
-                events = [(e.work.kind, e.work.chunk, e.work.micro_batch, e.start, e.stop) for e in strategy.pipeline.events]
-                measured.append(workers.objects(events))
+                events = strategy.pipeline.events
+                passes = [(e.work.kind, e.work.chunk, e.work.micro_batch, e.start, e.stop) for e in events]
+                measured.append(workers.objects(passes))
         layers = workers.objects(strategy.pipeline.stage.pieces)
         found.append({**dataclasses.asdict(strategy.config), "layers": layers, "steps": measured})
     return {"schedules": found}
@@ -60,14 +61,17 @@ def slices(workers, sizes: dict, layouts: list[dict], folder: str) -> dict:
     return {"layouts": found}
 
 
-def memory(workers, sizes: dict, batch: int, levels: list[int]) -> dict:
-    """Trains a GPT-2 whose workers share as ``optimizer`` = level says; returns the bytes that each of them holds."""
+def memory(workers, sizes: dict, batch: int, level: int) -> dict:
+    """Trains a GPT-2 whose workers share as ``optimizer`` = level says; returns the bytes that each of them holds.
+
+    One level a process: memory that a model has let go of stays with the process, and the next would not be seen.
+    """
     small = {**sizes, "n_embd": 8 * sizes["n_head"], "vocab_size": 64}
-    rows = [_memory(workers, size, batch, level) for level in levels for size in (small, sizes)]
-    return {"levels": rows[1::2]}  # the small model has made the code and the buffers resident that any model needs
+    _held_bytes(workers, small, batch, level)  # makes resident the code and the buffers that any model needs
+    return _held_bytes(workers, sizes, batch, level)
 
 
-def _memory(workers, sizes: dict, batch: int, level: int) -> dict:
+def _held_bytes(workers, sizes: dict, batch: int, level: int) -> dict:
     gc.collect()
     before = _resident("VmRSS")
     strategy = Watched(workers, ParallelConfig(optimizer=level, micro_batches=2))

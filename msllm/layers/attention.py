@@ -27,6 +27,11 @@ def record_attention() -> Iterator[list[np.ndarray]]:
         _record = before
 
 
+def is_plain() -> bool:
+    """Whether nothing but the device's kernel takes part: no other core, and no record of the weights."""
+    return _core is None and _record is None
+
+
 def use_core(core: Callable | None) -> None:
     """Sets what computes attention in place of the kernel, where workers share the tokens; None sets the kernel back.
 
@@ -127,7 +132,7 @@ def attend_packed(
     Returns:
         (B, T, H * C).
     """
-    if cache is None and _record is None and _core is None:
+    if cache is None and is_plain():
         return kernels.packed_attention(
             qkv_BTP, heads, interleaved, scale, causal, key_mask, row_start, slopes, dropout
         )

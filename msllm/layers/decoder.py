@@ -52,8 +52,7 @@ def run_blocks(blocks: Sequence, x_BTD, key_mask, row_start, cache: KVCache | No
         UserError: a cache where workers share the tokens (use_core).
     """
     # The decoder calls no attend, which refuses a cache where workers share the tokens: there, the blocks do it.
-    shared = attention._core is not None
-    if cache is not None and row_start is None and not blocks[0].training and not shared:
+    if cache is not None and row_start is None and not blocks[0].training and attention.is_plain():
         decoder = cache.decoder(blocks)
         if decoder is not None and decoder.takes(x_BTD.shape):
             return decoder(x_BTD, cache.keys, cache.values, cache.length, key_mask, rotary, slopes), None

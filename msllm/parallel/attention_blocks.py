@@ -97,7 +97,7 @@ def block_backward(q_BTHC, k_BSKC, v_BSKC, block: Block, out_BTHC, lse_BHT, dout
 
 
 def nothing_seen(q_BTHC) -> tuple[Tensor, Tensor]:
-    """Returns output and log-sum-exp, as of ``block_forward``, where nothing is seen; ``merge`` gives them no weight."""
+    """Returns output and log-sum-exp, as of ``block_forward``, where nothing is seen; ``merge`` gives it no weight."""
     B, T, H, _ = q_BTHC.shape
     return ops.zeros_like(q_BTHC), ops.full((B, H, T), _BLIND, dtype=_FINE)
 

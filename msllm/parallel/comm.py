@@ -18,6 +18,10 @@ from msllm import signals
 from msllm.errors import UserError
 from msllm.training.alone import Alone
 
+# A collective of other shapes than the partner's may end in wrong numbers without a word: the first calls of a group
+# compare what its members are about to do, and a run repeats the same calls.
+CHECKED_CALLS = 200
+_NAMES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
 CONTROL = "control"  # a few numbers, such as counts of targets
 # Gradients travel in buckets: one message a parameter costs more than the bytes, one for all needs them twice at once.
 BUCKET_BYTES = 25 * 2**20
@@ -74,6 +78,7 @@ class Group:
         self.name, self.ranks, self.rank, self.traffic = name, tuple(ranks), rank, traffic
         self.size, self.index = len(self.ranks), self.ranks.index(rank)
         self._handle: str | None = None
+        self._to_check = CHECKED_CALLS
 
     def open(self, world: int) -> "Group":
         """Makes the group known to the backend, where it has several members; all workers that are in it call this."""
@@ -91,6 +96,7 @@ class Group:
         if self.size == 1:
             return tensor
         self._count(counted_as, tensor, 2 * (self.size - 1) / self.size)
+        self._compare("all-reduce", tensor.shape)
         if op in ("sum", "mean"):
             out = self._run("all-reduce", tensor.shape, lambda: ops.AllReduce(group=self._handle)(_dense(tensor)))
             return out / self.size if op == "mean" else out
@@ -105,6 +111,7 @@ class Group:
         if self.size == 1:
             return tensor
         self._count("all-gather", tensor, self.size - 1)
+        self._compare("all-gather", tensor.shape)
         parts = [ops.zeros(tensor.shape, tensor.dtype) for _ in self.ranks]
         self._run(
             "all-gather",
@@ -119,6 +126,7 @@ class Group:
             return tensor
         shares = [_dense(part) for part in ops.split(tensor, tensor.shape[axis] // self.size, axis)]
         self._count("reduce-scatter", tensor, (self.size - 1) / self.size)
+        self._compare("reduce-scatter", tensor.shape)
         parts = self._exchange("reduce-scatter", shares, [share.shape for share in shares])
         total = parts[0]
         for part in parts[1:]:  # in the order of ranks, so that all workers round alike
@@ -136,6 +144,7 @@ class Group:
             return list(parts)
         away = sum(_bytes(p) for i, p in enumerate(parts) if i != self.index)
         self.traffic.add("all-to-all", self.name, sum(map(_bytes, parts)), away)
+        self._compare("all-to-all", ())
         return self._exchange("all-to-all", parts, shapes or [p.shape for p in parts])
 
     def _exchange(self, operation: str, parts, shapes) -> list[Tensor]:
@@ -242,6 +251,24 @@ class Group:
     def any(self, flag: bool) -> bool:
         """Returns whether it is true for any member."""
         return bool(self.sum_array(np.array([float(flag)]))[0])
+
+    def _compare(self, operation: str, shape: tuple[int, ...]) -> None:
+        """Raises UserError where a member is about to do something else."""
+        if self._to_check == 0:
+            return
+        self._to_check -= 1
+        mine = np.zeros(8, np.int32)
+        mine[: 2 + len(shape)] = (_NAMES.index(operation), len(shape), *shape)
+        parts = [ops.zeros((8,), ms.int32) for _ in self.ranks]
+        self._run(operation, shape, lambda: _distributed().all_gather(parts, Tensor(mine), group=self._handle))
+        for rank, part in zip(self.ranks, parts):
+            theirs = part.asnumpy()
+            if not np.array_equal(theirs, mine):
+                raise UserError(
+                    f"collective {operation} of {tuple(shape)} on worker {self.rank} meets {_NAMES[theirs[0]]} of "
+                    f"{tuple(theirs[2 : 2 + theirs[1]].tolist())} on worker {rank} in group {self.name} of ranks "
+                    f"{list(self.ranks)}: they train with other data or options; give all workers the same"
+                )
 
     def _count(self, operation: str, tensor: Tensor, share: float) -> None:
         self.traffic.add(operation, self.name, _bytes(tensor), share * _bytes(tensor))

@@ -20,7 +20,7 @@ from mindspore.train import node_strategy_pb2
 
 from msllm.errors import UserError
 from msllm.files import atomic_file, atomic_folder, write_json
-from msllm.parallel.sharded import ShardedCheckpoint, new_folder
+from msllm.parallel.sharded import ShardedCheckpoint, new_folder, slice_from
 from msllm.parallel.slices import Slice
 
 STRATEGY, SHAPES = "strategy.ckpt", "shapes.json"
@@ -52,8 +52,8 @@ def export(checkpoint_folder: str | Path, output: str | Path) -> Path:
     """Writes the parameters of a checkpoint for ``mindspore.transform_checkpoints``, one worker after the other.
 
     The output holds ``rank_0/param.ckpt`` and so on, ``strategy.ckpt`` (protobuf) and ``shapes.json``, the shape of
-    each whole parameter. Workers that hold no parameters are left out, the others are counted anew. States of the
-    optimiser are not written.
+    each whole parameter. A checkpoint of the Trainer says what each worker held, whoever wrote it; of others, workers
+    that wrote no parameters are left out, and the rest counted anew. States of the optimiser are not written.
 
     Args:
         checkpoint_folder: see msllm.parallel.sharded.
@@ -67,7 +67,8 @@ def export(checkpoint_folder: str | Path, output: str | Path) -> Path:
     """
     checkpoint = ShardedCheckpoint(checkpoint_folder)
     output = new_folder(output)
-    held = [parts for rank in range(checkpoint.world) if (parts := checkpoint.slices(rank, "param"))]
+    held = [[slice_from(values) for values in worker] for worker in checkpoint.info.get("held", ())]
+    held = held or [parts for rank in range(checkpoint.world) if (parts := checkpoint.slices(rank, "param"))]
     if not held:
         raise UserError(f"{checkpoint_folder} holds no parameters; give a checkpoint of a model")
     with atomic_folder(output) as tmp:

@@ -361,11 +361,12 @@ def _read_layout(folder: Path, rank: int, checksum: int) -> tuple[dict, list[_He
             f"use an earlier checkpoint"
         )
     return values["file"], [
-        _Held(rank, v["key"], v["kind"], _slice(v), np.dtype(v["dtype"])) for v in values["tensors"]
+        _Held(rank, v["key"], v["kind"], slice_from(v), np.dtype(v["dtype"])) for v in values["tensors"]
     ]
 
 
-def _slice(values: Mapping) -> Slice:
+def slice_from(values: Mapping) -> Slice:
+    """Returns the Slice of what dataclasses.asdict made of it, read from JSON."""
     ranges, flat = values["ranges"], values["flat"]
     return Slice(
         values["name"],

@@ -119,6 +119,7 @@ class Strategy:
         if mesh.sequence.size > 1:
             core = RingAttention if self.zigzag else HeadAttention
             use_core(core(mesh.sequence, functools.partial(token_places, zigzag=self.zigzag)))
+        self._held = [dataclasses.asdict(slice_of(p)) for p in model.get_parameters()]
         self.tied = None
         if mesh.ends.size > 1 and model.tied:
             self.tied = model.embedding.weight.name
@@ -331,11 +332,11 @@ class Strategy:
             if p.name not in trained and not p.requires_grad and self._writes(p)
         ]
         sharded.write_part(folder, self.rank, parts)
-        states = self.mesh.world.objects(kernels.get_rng_state())
+        states, held = self.mesh.world.objects(kernels.get_rng_state()), self.mesh.world.objects(self._held)
         self.barrier()
         if self.rank == 0:
             config = {**self.model.config.to_dict(), "architectures": [type(self.model).__name__]}
-            about = {"layout": self._layout(), "random": states, "config": config}
+            about = {"layout": self._layout(), "random": states, "config": config, "held": held}
             sharded.finish(folder, self.world, {**info, **about})
 
     def _layout(self) -> dict:

@@ -108,6 +108,7 @@ def strategies(workers: int) -> dict[str, list[tuple[str, ParallelConfig]]]:
         "expert": [("mixtral", layout(expert=W))],
         "ring": [("llama", layout(sequence=W)), ("bloom", layout(sequence=W)), ("mixtral", layout(sequence=W))],
         "heads": [("gpt2", layout(sequence=W, attention="heads"))],
+        "heads+optimizer": [("llama", layout(sequence=W, attention="heads", optimizer=2))],
         "recompute": [("llama", layout(recompute=True))],
     }
     if W <= LAYERS // 2:

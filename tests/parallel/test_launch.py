@@ -357,11 +357,11 @@ def test_under_msrun_the_number_of_workers_is_only_checked(tmp_path, started, mo
     monkeypatch.setenv("MS_WORKER_NUM", "4")
     run = ("pretrain", str(tmp_path / "out"), None, False)
     for workers in (1, 4):
-        assert launch.start_command(*run, workers, 60.0, ParallelConfig(tensor=2)) is False
+        assert launch.start_command(*run, workers, 60.0, ParallelConfig(tensor=2), print) is False
     with pytest.raises(UserError, match="workers is 2, and msrun started 4; give the same number"):
-        launch.start_command(*run, 2, None, ParallelConfig())
+        launch.start_command(*run, 2, None, ParallelConfig(), print)
     with pytest.raises(UserError, match="4 workers cannot be divided by"):
-        launch.start_command(*run, 1, None, ParallelConfig(tensor=3))
+        launch.start_command(*run, 1, None, ParallelConfig(tensor=3), print)
     assert not started
 
 

@@ -18,7 +18,7 @@ def tokens(tmp_path_factory):
     """A folder of token files."""
     folder = tmp_path_factory.mktemp("tokens")
     rng = np.random.default_rng(0)
-    words = ["red", "fox", "blue", "bird", "old", "men", "rain", "runs"]
+    words = ["red", "fox", "blue", "bird", "old", "men", "rain", "runs", "zoo"]
     (folder / "text.txt").write_text(" ".join(rng.choice(words, 1500)), encoding="utf-8")
     text, tokenizer = str(folder / "text.txt"), str(folder / "tokenizer")
     assert main(["train-tokenizer", "--data", text, "--output", tokenizer, "--kind", "char"]) == 0
@@ -91,7 +91,7 @@ def test_a_run_goes_on_in_any_layout(tokens, alone, tmp_path, capfd):
         (["--parallel.tensor", "3"], "4 workers cannot be divided by"),
         (["--parallel.expert", "2"], "the model has no experts"),
         (["--parallel.micro_batches", "3"], "a batch of 4 examples cannot be cut into 3 micro-batches"),
-        (["--parallel.tensr", "2"], "unknown option --parallel.tensr, did you mean --parallel.tensor?"),
+        (["--parallel.tensr", "2"], "unknown option --parallel.tensr (did you mean '--parallel.tensor'?)"),
     ],
 )
 def test_layouts_that_do_not_fit_are_refused_before_workers_start(options, message, tokens, tmp_path, capsys):

@@ -32,7 +32,7 @@ def test_four_workers_combine_tensors_and_stages(tmp_path):
     ("options", "message"),
     [
         (["--workers", "3"], "workers is 3, expected 2, 4 or 8"),
-        (["--strategy", "tensr"], "unknown strategy 'tensr', did you mean 'tensor'?"),
+        (["--strategy", "tensr"], "unknown strategy 'tensr' (did you mean 'tensor'?)"),
     ],
 )
 def test_what_cannot_be_verified_is_refused_before_workers_start(options, message, tmp_path, capsys):

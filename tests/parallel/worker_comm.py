@@ -93,9 +93,9 @@ def main() -> None:
         workers.agree({"data": "3 examples" if workers.rank == 1 else "5 examples"})
     except UserError as e:
         found["disagreement"] = str(e)
-    (folder / f"found-{workers.rank}.json").write_text(json.dumps(found))
+    (folder / f"found-{workers.rank}.json").write_text(json.dumps(found, default=bool))
     workers.barrier()
-    workers.all_reduce(ops.zeros((3 + workers.rank,), ms.float32))  # shapes that differ: this ends the job
+    workers.all_reduce(ops.zeros((3 + workers.rank,), ms.float32))  # shapes that differ end the job
 
 
 if __name__ == "__main__":
