@@ -63,6 +63,8 @@ def timeline(job: Run) -> None:
 
 @run("6.2 and 6.3 who holds which slice: tensor and pipeline parallel, and flat shares of the optimiser (a minute)")
 def slices(job: Run) -> None:
+    import math
+    import re
     import shutil
 
     from msllm.parallel.sharded import ShardedCheckpoint
@@ -76,20 +78,23 @@ def slices(job: Run) -> None:
     for workers, layouts in ((2, [cut, shared]),) if job.quick else ((4, [cut]), (8, [shared])):
         folder = str(job.output / "checkpoints" / str(workers))
         found += on_workers(job, "slices", workers, sizes=sizes, layouts=layouts, folder=folder)["layouts"]
-    names = ["transformer.wte.weight", *(f"transformer.h.0.{name}.weight" for name in MATRICES)]
-    names.append("transformer.h.3.attn.c_attn.weight")
     held = [[Slice(**values) for values in rank] for rank in found[0]["held"]]
     saved = ShardedCheckpoint(found[1]["checkpoint"])
     owned = [saved.slices(rank, "exp_avg") for rank in range(saved.world)]
-    for name, parts, what in (("slices", held, "parameters"), ("shares", owned, "moments")):
+    # The border of two flat shares falls somewhere into a matrix: the block of the first such is shown.
+    cut_names = [p.name for p in owned[0] if p.flat != (0, math.prod(p.box)) and len(p.shape) > 1]
+    block = int((re.findall(r"\.h\.(\d+)\.", " ".join(cut_names)) or ["0"])[0])
+    for name, parts, what, i in (("slices", held, "parameters", 0), ("shares", owned, "moments", block)):
         layout = found[name == "shares"]["layout"]
+        matrices = [f"h.{i}.{matrix}" for matrix in MATRICES]
+        names = [f"transformer.{matrix}.weight" for matrix in ("wte", *matrices, "h.3.attn.c_attn")]
         for rank, mine in enumerate(parts):
             job.say(f"{layout}: worker {rank} has {sum(part.size for part in mine):,} {what}")
-            qkv = [part for part in mine if part.name == names[1]]
-            for part in qkv:
-                rows = ", ".join(f"{start}:{stop}" for start, stop in part.ranges or [(0, part.shape[0])])
-                flat = f", and of these read row by row {part.flat[0]}:{part.flat[1]}" if part.flat else ""
-                job.say(f"  of {part.name} rows {rows}{flat}")
+            for part in mine:
+                rows = ", ".join(f"{start}:{stop}" for start, stop in part.ranges or ())
+                if part.name == names[1] and (rows or part.flat):
+                    flat = f"read row by row {part.flat[0]}:{part.flat[1]}" if part.flat else ""
+                    job.say(f"  of {part.name} {' x '.join(map(str, part.shape))} {f'rows {rows} ' * bool(rows)}{flat}")
         job.savefig(f"{name}.png", beside("pictures").owners(parts, names, f"{layout}: who has which {what}"))
     job.write_json("slices.json", {"layouts": [{**one, "checkpoint": Path(one["checkpoint"]).name} for one in found]})
 

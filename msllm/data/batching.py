@@ -238,3 +238,19 @@ def batches(
         share = -(-len(indices) // world)
         mine = [dataset[i] for i in indices[rank * share : (rank + 1) * share]]
         yield collate(mine + [_EMPTY] * (share - len(mine)), pad_token_id, pad_to_multiple_of)
+
+
+def micro_batches(batch: Mapping[str, np.ndarray], count: int) -> list[Mapping[str, np.ndarray]]:
+    """Cuts a batch of B examples of ``collate`` into ``count`` of as many rows each.
+
+    Where ``count`` does not divide B, as in the last batch of an epoch, rows without a real token or a target follow.
+    """
+    if count == 1:
+        return [batch]
+    lacking = -len(batch["input_ids"]) % count
+    nothing = {"labels": IGNORED, "attention_mask": 0}
+    whole = {}
+    for key, rows in batch.items():
+        more = np.repeat(rows[:1], lacking, axis=0)
+        whole[key] = np.concatenate([rows, np.full_like(more, nothing[key]) if key in nothing else more])
+    return [{key: rows.reshape(count, -1, *rows.shape[1:])[i] for key, rows in whole.items()} for i in range(count)]

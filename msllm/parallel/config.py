@@ -209,8 +209,8 @@ class ParallelConfig:
         """Whether there is somebody to share with, and it can be done step by step."""
         if self.optimizer and self.data * self.sequence == 1:
             raise UserError(
-                f"parallel.optimizer is {self.optimizer}, parallel.data and parallel.sequence are 1: there is nobody to "
-                f"share with; use 0"
+                f"parallel.optimizer is {self.optimizer}, parallel.data and parallel.sequence are 1: there is nobody "
+                f"to share with; use 0"
             )
         if self.optimizer >= 2 and self.pipeline > 1:
             raise UserError(

@@ -222,18 +222,21 @@ class Pipeline:
             kernels.set_rng_state(after)
         return np.atleast_1d(terms.asnumpy().astype(np.float64)), dx, grads
 
-    def evaluate(self, tensors: dict) -> Tensor | None:
-        """Returns the objective's loss of a batch on the last stage, None on the others."""
+    def evaluate(self, tensors: dict) -> np.ndarray:
+        """Returns the sums of the terms (K,) of a batch that this stage has."""
+        stage, group, terms = self.stage, self.stage.group, np.zeros(len(self.objective.terms))
         for chunk in range(self._chunks):
-            part = self.stage.part(chunk)
-            group, x = self.stage.group, None
+            part, x = stage.part(chunk), None
             if part > 0:
                 x = group.receive(self._shape(tensors), (part - 1) % group.size)
-            if part == self.stage.parts - 1:
-                return self.objective.loss(_Finished(self.stage, x, tensors), tensors)
-            handle, _ = self._send(self.stage.run(chunk, x, tensors), part + 1)
+            if part == stage.parts - 1:
+                terms += self.objective.loss(_Finished(stage, x, tensors), tensors).asnumpy()
+                continue
+            handle, _ = self._send(stage.run(chunk, x, tensors), part + 1)
             handle.wait()
-        return None
+            if self.objective.layer_terms is not None:
+                terms[1:] += self.objective.layer_terms(_Layers(stage, chunk)).asnumpy()
+        return terms
 
 
 class _Inbox:

@@ -297,14 +297,11 @@ class Strategy:
         if self.config.optimizer == 3:
             self._fetch()
         if self.pipeline is not None:
-            loss = self.pipeline.evaluate(tensors)
+            terms = self.pipeline.evaluate(tensors)
         else:
-            loss = self.objective.loss(self.model, tensors)
+            terms = np.atleast_1d(self.objective.loss(self.model, tensors).asnumpy().astype(np.float64))
         self._let_go_between()
-        terms = len(self.objective.terms)
-        return np.zeros(terms) if loss is None else np.atleast_1d(loss.asnumpy().astype(np.float64))
-
-    # Checkpoints.
+        return terms
 
     def save(self, folder: Path, optimizer, info: Mapping) -> None:
         """Writes this worker's part of a checkpoint; the first worker finishes it when all have written.

@@ -28,6 +28,7 @@ from msllm.training.optimizer import AdamW
 from msllm.training.step import build_step
 
 BOUND = 1e-5
+
 STEPS, BATCH, LENGTH, VOCABULARY, WIDTH, LAYERS, HEADS = 10, 16, 32, 67, 32, 8, 8
 # Adam divides a gradient by its own size: where that is rounding alone, such as that of a key's bias, which has no
 # effect, the usual 1e-8 would make a whole step of it.
@@ -64,7 +65,7 @@ class Row:
 
     Attributes:
         strategy: its name; ``layout`` in short; ``family`` of the model.
-        loss: the largest relative difference of the loss over the steps.
+        loss: the largest relative difference of the loss over the steps, and of an evaluation after them.
         parameter: the largest difference of a parameter after them, relative to its largest value.
         sent, formula: bytes that the busiest worker sends per step, counted and worked out.
         memory: by how much a worker's resident memory grew at most, in bytes.
@@ -155,8 +156,9 @@ def verify(workers: Workers, names: list[str] | None, tell: Callable[[str], None
         tell(f"{name}: {config} on {family}")
         key = family, config.micro_batches if family == "mixtral" else 1  # balancing is by micro-batch
         if workers.rank == 0 and key not in references:
-            losses, model = _train(Alone(), family, key[1])
-            references[key] = losses, {p.name: p.asnumpy().copy() for p in model.get_parameters()}
+            run = _Run(Alone(), family, key[1])
+            losses = [*run.train(), run.evaluate()]
+            references[key] = losses, {p.name: p.asnumpy().copy() for p in run.model.get_parameters()}
         workers.barrier()
         row = _row(workers, name, family, config, references.get(key), folder)
         if workers.rank == 0:
@@ -172,10 +174,12 @@ def _row(workers: Workers, name: str, family: str, config: ParallelConfig, refer
     before = _reset_peak()
     strategy = Strategy(workers, config)
     start = time.perf_counter()
-    losses, _ = _train(strategy, family, config.micro_batches, prepared=workers.traffic.clear)
-    seconds = time.perf_counter() - start
-    sent = workers.traffic.sent() / STEPS
+    run = _Run(strategy, family, config.micro_batches)
+    workers.traffic.clear()
+    losses = run.train()
+    seconds, sent = time.perf_counter() - start, workers.traffic.sent() / STEPS
     formula = bytes_per_step(strategy, BATCH, LENGTH, STEPS)
+    losses.append(run.evaluate())
     measured = workers.objects((sent, formula, _resident("VmHWM") - before))
     strategy.save(folder / "part", None, {})
     if workers.rank:
@@ -191,22 +195,34 @@ def _row(workers: Workers, name: str, family: str, config: ParallelConfig, refer
     return Row(name, str(config), family, loss, float(max(apart)), busiest[0], busiest[1], memory, seconds)
 
 
-def _train(team, family: str, micro_batches: int, prepared: Callable[[], None] = lambda: None):
-    """Trains a small model for a few steps; returns the losses and the model."""
-    use_core(None)
-    model = small_model(family)
-    objective = moe_objective(base=BLOCKS) if family == "mixtral" else BLOCKS
-    optimizer = AdamW(team.prepare(model, objective, False), (0.9, 0.95), EPSILON, 0.1)
-    step = build_step(team, objective, optimizer, 1.0)
-    prepared()
-    model.set_train(True)
-    losses = []
-    for i in range(STEPS):
-        pieces = _pieces(i, micro_batches, team.data_rank, team.data_world)
-        means, _ = step([objective.to_device(piece) for piece in pieces], LEARNING_RATE)
-        losses.append(objective.total(means))
-    use_core(None)
-    return losses, model
+class _Run:
+    """A small model that a few steps train, alone or by several workers."""
+
+    def __init__(self, team, family: str, micro_batches: int):
+        use_core(None)
+        self.team, self.micro_batches, self.model = team, micro_batches, small_model(family)
+        self.objective = moe_objective(base=BLOCKS) if family == "mixtral" else BLOCKS
+        optimizer = AdamW(team.prepare(self.model, self.objective, False), (0.9, 0.95), EPSILON, 0.1)
+        self.step = build_step(team, self.objective, optimizer, 1.0)
+
+    def train(self) -> list[float]:
+        """Returns the loss of each step."""
+        self.model.set_train(True)
+        return [self.objective.total(self.step(self._batches(i), LEARNING_RATE)[0]) for i in range(STEPS)]
+
+    def evaluate(self) -> float:
+        """Returns the loss of other examples, as the Trainer evaluates it."""
+        self.model.set_train(False)
+        total = counts = 0.0
+        for tensors, targets in self._batches(STEPS):
+            tensors, targets = self.team.local(tensors, self.objective.counts(targets))
+            total, counts = total + self.team.evaluate(tensors), counts + targets
+        use_core(None)
+        return self.objective.total(self.team.sum_terms(total) / self.team.sum_array(counts))
+
+    def _batches(self, step: int) -> list:
+        pieces = _pieces(step, self.micro_batches, self.team.data_rank, self.team.data_world)
+        return [self.objective.to_device(piece) for piece in pieces]
 
 
 def _pieces(step: int, micro_batches: int, data_rank: int, data_world: int) -> Iterator[dict[str, np.ndarray]]:

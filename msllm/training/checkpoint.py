@@ -64,8 +64,18 @@ def average(paths: list[Path]) -> dict[str, np.ndarray]:
 
 def find(output: Path) -> list[Path]:
     """Returns the checkpoints of a run, oldest first; those that several workers had not finished are none."""
+    return [path for path in _folders(output) if (path / STATE).is_file()]
+
+
+def clear(output: Path) -> None:
+    """Removes the checkpoints of a run, unfinished ones too."""
+    for path in _folders(output):
+        shutil.rmtree(path)
+
+
+def _folders(output: Path) -> list[Path]:
     found = [(int(m[1]), p) for p in output.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
-    return [p for _, p in sorted(found) if (p / STATE).is_file()]
+    return [p for _, p in sorted(found)]
 
 
 def source(output: str | Path, resume: str | None, overwrite: bool) -> Path | None:

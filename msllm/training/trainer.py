@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import shutil
 import signal
 import sys
 import zlib
@@ -14,7 +13,7 @@ import mindspore as ms
 import numpy as np
 
 from msllm import data, kernels, signals
-from msllm.data.batching import lengths_of
+from msllm.data.batching import lengths_of, micro_batches
 from msllm.errors import UserError
 from msllm.files import atomic_files, read_json_lines
 from msllm.training import checkpoint
@@ -150,7 +149,7 @@ class Trainer:
                 args.lr_scheduler_type, self.state.step, self.warmup, self.total
             )
             with signals.wait():
-                pieces = [piece for batch in group for piece in _pieces(batch, self.workers.micro_batches)]
+                pieces = [piece for batch in group for piece in micro_batches(batch, self.workers.micro_batches)]
                 means, norm = self.step_function([self.objective.to_device(piece) for piece in pieces], rate)
             step, loss = self.state.step + 1, self.objective.total(means)
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -279,8 +278,7 @@ class Trainer:
             print(text, file=sys.stderr)
 
     def _empty_output(self) -> None:
-        for path in checkpoint.find(self.output):
-            shutil.rmtree(path)
+        checkpoint.clear(self.output)
         for name in _RESULTS:
             (self.output / name).unlink(missing_ok=True)
         with atomic_files(self.output):
@@ -370,20 +368,6 @@ class Trainer:
     def _on_signal(self, number, frame) -> None:
         self._interrupted = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
         signal.signal(number, signal.default_int_handler)  # a second Ctrl-C does not wait for the step
-
-
-def _pieces(batch: Mapping[str, np.ndarray], count: int) -> list[Mapping[str, np.ndarray]]:
-    """Cuts a batch of B examples into ``count`` of B / count."""
-    if count == 1:
-        return [batch]
-    rows = len(batch["input_ids"])
-    if rows % count:
-        raise UserError(
-            f"a batch of {rows} examples cannot be cut into {count} micro-batches; change per_device_train_batch_size "
-            f"or parallel.micro_batches"
-        )
-    size = rows // count
-    return [{k: v[i * size : (i + 1) * size] for k, v in batch.items()} for i in range(count)]
 
 
 def _tokens(batch: Mapping[str, np.ndarray]) -> int:

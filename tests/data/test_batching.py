@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 from msllm.data import Record, batch_indices, batches, collate, pack, preview
+from msllm.data.batching import IGNORED, micro_batches
 from msllm.errors import UserError
 
 
@@ -172,3 +173,18 @@ def test_preview_says_when_nothing_is_trained(letters):
     out = io.StringIO()
     preview(Record(prompt="a", completion="", source="r"), letters, 9, Console(file=out))
     assert out.getvalue() == "r: nothing to train on\n"
+
+
+def test_micro_batches_are_the_rows_in_order_filled_with_rows_that_count_nothing():
+    rng = np.random.default_rng(0)
+    batch = {name: rng.integers(1, 9, (5, 3)).astype(np.int32) for name in ("input_ids", "labels", "attention_mask")}
+    pieces = micro_batches(batch, 4)
+    assert [piece["input_ids"].shape for piece in pieces] == [(2, 3)] * 4
+    for name, rows in batch.items():
+        assert np.array_equal(np.concatenate([piece[name] for piece in pieces])[:5], rows)
+    filled = {name: np.concatenate([piece[name] for piece in pieces])[5:] for name in batch}
+    assert (filled["labels"] == IGNORED).all() and not filled["attention_mask"].any()
+    assert micro_batches(batch, 1) == [batch]
+    assert [piece["labels"].tolist() for piece in micro_batches(batch, 5)] == [
+        [row.tolist()] for row in batch["labels"]
+    ]

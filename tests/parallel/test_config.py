@@ -257,7 +257,10 @@ def test_expert_degrees_divide_experts(data, expert, values):
 def test_one_data_parallel_worker_has_nobody_to_share_with(stage):
     layout = config(tensor=2, optimizer=stage)
     refused(
-        rf"parallel\.optimizer is {stage} and parallel\.data 1: there is nobody to share with; use 0", check, layout
+        rf"parallel\.optimizer is {stage}, parallel\.data and parallel\.sequence are 1: there is nobody to share with; "
+        "use 0",
+        check,
+        layout,
     )
     check(dataclasses.replace(layout, optimizer=0))
 
