@@ -137,7 +137,8 @@ def memory(groups: dict[int, Sequence[dict]]) -> Figure:
             heights = np.array([row[kind] for row in rows]) / MIB
             axes.bar(places, heights, 0.55, bottom=below, color=colour, label=f"{kind}, counted")
             below = below + heights
-        axes.plot(places, [r["formula"] / MIB for r in rows], "k_", markersize=34, markeredgewidth=2, label="formula")
+        formula = [row["formula"] / MIB for row in rows]
+        axes.hlines(formula, places - 0.36, places + 0.36, color="black", linewidth=2, label="formula")
         axes.plot(places, [r["growth"] / MIB for r in rows], "rD", markersize=6, label="growth of resident memory")
         axes.set_xticks(places, [f"{row['level']}" for row in rows])
         axes.set_xlabel("--parallel.optimizer")
@@ -145,7 +146,7 @@ def memory(groups: dict[int, Sequence[dict]]) -> Figure:
         axes.grid(alpha=0.3, axis="y")
     panels[0].set_ylabel("MiB on the fullest worker")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(3, 1 + len(groups)), fontsize=8)
     return figure
 
 

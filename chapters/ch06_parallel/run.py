@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msllm.lessons import Run, run
 
-QUICK_STRATEGIES = ["data", "tensor", "optimizer-1"]
+QUICK_STRATEGIES = ["gpipe", "optimizer-2", "heads"]  # two families, so that one process is trained twice only
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
@@ -92,7 +92,7 @@ def slices(job: Run) -> None:
             job.say(f"{layout}: worker {rank} has {sum(part.size for part in mine):,} {what}")
             for part in mine:
                 rows = ", ".join(f"{start}:{stop}" for start, stop in part.ranges or ())
-                if part.name == names[1] and (rows or part.flat):
+                if part.name in (names[1], *cut_names) and (rows or part.flat):
                     flat = f"read row by row {part.flat[0]}:{part.flat[1]}" if part.flat else ""
                     job.say(f"  of {part.name} {' x '.join(map(str, part.shape))} {f'rows {rows} ' * bool(rows)}{flat}")
         job.savefig(f"{name}.png", beside("pictures").owners(parts, names, f"{layout}: who has which {what}"))
@@ -110,7 +110,12 @@ def memory(job: Run) -> None:
         for level in (0, 3) if job.quick else range(4):
             found = on_workers(job, "memory", workers, sizes=sizes, batch=2 * workers, level=level)
             fullest = max(found["workers"], key=lambda w: w["parameters"] + w["gradients"] + w["moments"])
-            row = {"level": level, "numbers": found["numbers"], **fullest, "formula": zero_bytes(level, **found)}
+            row = {
+                "level": level,
+                "numbers": found["numbers"],
+                **fullest,
+                "formula": zero_bytes(level, found["numbers"], workers),
+            }
             groups[workers].append(row)
             held = [f"{name} {row[name] / 2**20:.1f}" for name in ("parameters", "gradients", "moments")]
             total = sum(fullest[name] for name in ("parameters", "gradients", "moments"))
@@ -123,12 +128,12 @@ def memory(job: Run) -> None:
     job.savefig("memory.png", beside("pictures").memory(groups))
 
 
-def zero_bytes(level: int, numbers: int, workers: list, **_) -> float:
-    """Rajbhandari et al. 2020, section 5 and figure 1, with float32 for all: N workers, 4 bytes a number.
+def zero_bytes(level: int, numbers: int, workers: int) -> float:
+    """Rajbhandari et al. 2020, section 5 and figure 1, with float32 for all: 4 bytes a number.
 
-    A share of the parameters beside the whole, levels 1 and 2, is what the paper's optimiser keeps in float32.
+    The share of the parameters beside the whole, levels 1 and 2, is what the paper's optimiser keeps in float32.
     """
-    shared = 1 / len(workers)
+    shared = 1 / workers
     parameters = {0: 1, 1: 1 + shared, 2: 1 + shared, 3: shared}[level]
     gradients, moments = (1 if level < 2 else shared), (2 if level < 1 else 2 * shared)
     return 4 * numbers * (parameters + gradients + moments)

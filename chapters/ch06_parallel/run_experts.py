@@ -87,8 +87,9 @@ def train(job: Run, name: str, weight: float, tokenizer, tokens: str) -> dict:
         seed=job.seed,
     )
     folder = job.output / name.replace(" ", "-")
-    crops = RandomCrops(train_file, block, steps * rows, job.seed)
-    Trainer(model, arguments, crops, folder, Windows(held_out, block), objective=objective).train(overwrite=True)
+    crops, windows = RandomCrops(train_file, block, steps * rows, job.seed), Windows(held_out, block)
+    windows = [windows[i] for i in range(64 if job.quick else len(windows))]
+    Trainer(model, arguments, crops, folder, windows, objective=objective).train(overwrite=True)
     log = read_json_lines(folder / "log.jsonl")
     key = "lm_loss" if weight else "loss"
     return {

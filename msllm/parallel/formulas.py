@@ -15,17 +15,19 @@ from msllm.parallel.strategy import Strategy
 FLOAT = 4
 
 
-def bytes_per_step(strategy: Strategy, batch: int, length: int, steps: int) -> float:
+def bytes_per_step(strategy: Strategy, batch: int, length: int, steps: int, masked: float = 0.0) -> float:
     """Returns the bytes that this worker sends in an optimiser step, those of single numbers left aside.
 
     Args:
         strategy: with a model prepared and trained for ``steps``: how many token copies its experts have sent is
             known only then.
         batch, length: examples of all workers together in a step, and their tokens.
+        masked: the share of the steps whose examples have padding.
     """
     rows, tokens = batch // strategy.config.data, length // strategy.config.sequence
-    parts = _tensor(strategy, rows * tokens), _sequence(strategy, rows, tokens), _pipeline(strategy, rows * tokens)
-    return sum(parts) + _gradients(strategy) + _experts(strategy, steps)
+    parts = _tensor(strategy, rows * tokens), _pipeline(strategy, rows * tokens)
+    sequence = masked * _sequence(strategy, rows, tokens, 1) + (1 - masked) * _sequence(strategy, rows, tokens, 0)
+    return sum(parts) + sequence + _gradients(strategy) + _experts(strategy, steps)
 
 
 def _share(group: Group) -> float:
@@ -72,16 +74,16 @@ def _tensor(strategy: Strategy, tokens: int) -> float:
     return total + times * 2 * half * FLOAT * partial
 
 
-def _sequence(strategy: Strategy, rows: int, tokens: int) -> float:
+def _sequence(strategy: Strategy, rows: int, tokens: int, masks: int) -> float:
     group, sizes = strategy.mesh.sequence, strategy.sizes
     if group.size == 1:
         return 0.0
     tensor, head_width = strategy.mesh.tensor.size, strategy.width // sizes["heads"]
     heads, kv_heads = sizes["heads"] // tensor, sizes["kv_heads"] // tensor
     if strategy.config.attention == "ring":
-        forward, backward = ring_bytes(group.size, rows, tokens, kv_heads, head_width)
+        forward, backward = ring_bytes(group.size, rows, tokens, kv_heads, head_width, key_mask=bool(masks))
     else:
-        forward, backward = head_bytes(group.size, rows, tokens, heads, kv_heads, head_width)
+        forward, backward = head_bytes(group.size, rows, tokens, heads, kv_heads, head_width, masks)
     passes, layers = _blocks(strategy)
     return layers * (passes * forward + backward)
 

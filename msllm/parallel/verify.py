@@ -178,7 +178,7 @@ def _row(workers: Workers, name: str, family: str, config: ParallelConfig, refer
     workers.traffic.clear()
     losses = run.train()
     seconds, sent = time.perf_counter() - start, workers.traffic.sent() / STEPS
-    formula = bytes_per_step(strategy, BATCH, LENGTH, STEPS)
+    formula = bytes_per_step(strategy, BATCH, LENGTH, STEPS, masked=1 / 2)
     losses.append(run.evaluate())
     measured = workers.objects((sent, formula, _resident("VmHWM") - before))
     strategy.save(folder / "part", None, {})
@@ -226,12 +226,16 @@ class _Run:
 
 
 def _pieces(step: int, micro_batches: int, data_rank: int, data_world: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yields a worker's share of each micro-batch: all workers together see the same ones for any layout."""
+    """Yields a worker's share of each micro-batch: all workers together see the same ones for any layout.
+
+    In every second step, rows end in padding.
+    """
     rng = np.random.default_rng(step)
-    examples = [{"input_ids": ids} for ids in rng.integers(0, VOCABULARY, (BATCH, LENGTH + 1))]
+    lengths = rng.integers(LENGTH // 2, LENGTH + 1, BATCH) if step % 2 else np.full(BATCH, LENGTH)
+    examples = [{"input_ids": rng.integers(0, VOCABULARY, length + 1)} for length in lengths]
     for piece in np.array_split(np.arange(BATCH), micro_batches):
         mine = np.array_split(piece, data_world)[data_rank]
-        yield collate_blocks([examples[i] for i in mine])
+        yield collate_blocks([examples[i] for i in mine], pad_to_multiple_of=LENGTH)
 
 
 def small_model(family: str):
