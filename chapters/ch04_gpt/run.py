@@ -117,6 +117,20 @@ def pretrain(job: Run) -> None:
 
 @run("4.3 SST-2 with and without pre-training and auxiliary loss, three seeds each (about 25 minutes)", needs=("sst2",))
 def finetune(job: Run) -> None:
+    ablation(job, str(job.file("sst2/train.tsv")), 3)
+
+
+@run("4.3 the same with 1,000 labelled sentences (about 5 minutes)", needs=("sst2",))
+def fewer(job: Run) -> None:
+    from msllm.files import read_text
+
+    lines = read_text(job.file("sst2/train.tsv")).splitlines(keepends=True)
+    (job.output / "train.tsv").write_text("".join(lines[:1000]), encoding="utf-8")
+    ablation(job, str(job.output / "train.tsv"), 5)
+
+
+def ablation(job: Run, train: str, epochs: int) -> None:
+    """Fine-tunes with and without pre-training and auxiliary loss, and tests."""
     import statistics
 
     from mindspore import set_seed
@@ -128,7 +142,7 @@ def finetune(job: Run) -> None:
     from msllm.models.pretrained import read_config
 
     pretrained, config = job.earlier("pretrain"), OpenAIGPTConfig.from_dict(read_config(job.earlier("pretrain")))
-    train, dev, test = (str(job.file(f"sst2/{part}.tsv")) for part in ("train", "dev", "test"))
+    dev, test = (str(job.file(f"sst2/{part}.tsv")) for part in ("dev", "test"))
     rows: dict[str, list[float]] = {}
     for words, lm_weight in ((words, weight) for words in ("pre-trained", "random weights") for weight in LAMBDAS):
         name = f"{words}, {'auxiliary loss' if lm_weight else 'no auxiliary loss'}"
@@ -138,22 +152,11 @@ def finetune(job: Run) -> None:
                 start = job.output / f"random-{seed}"
                 set_seed(seed)
                 OpenAIGPTLMHeadModel(config).save_pretrained(start, load_tokenizer(pretrained))
-            arguments = TaskTrainingArguments(learning_rate=3e-4, seed=seed, save_steps=0)
+            arguments = TaskTrainingArguments(learning_rate=3e-4, num_train_epochs=epochs, seed=seed, save_steps=0)
             limits = {"limit": 64} if job.quick else {}
-            finetune_task(
-                "text-classification",
-                str(start),
-                train,
-                str(output),
-                arguments,
-                dev,
-                test,
-                max_length=64,
-                lm_weight=lm_weight,
-                overwrite=True,
-                **limits,
-            )
+            options = {"max_length": 64, "lm_weight": lm_weight, "overwrite": True, **limits}
+            finetune_task("text-classification", str(start), train, str(output), arguments, dev, test, **options)
             rows.setdefault(name, []).append(read_json(output / "metrics.json")["test"]["accuracy"])
         shown = "  ".join(f"{accuracy:.2%}" for accuracy in rows[name])
         job.say(f"{name}: test accuracy {statistics.mean(rows[name]):.2%} ({shown})")
-    job.write_json("finetune.json", {"test_accuracy": rows})
+    job.write_json(f"{job.name}.json", {"test_accuracy": rows})

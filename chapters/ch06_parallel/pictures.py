@@ -24,7 +24,7 @@ def wire(rows: Sequence[dict], workers: int) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(f"KiB that the busiest of {workers} workers sends per step")
     axes.grid(alpha=0.3, axis="x")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper right", ncols=2, fontsize=8)
     return figure
 
 

@@ -95,7 +95,9 @@ def slices(job: Run) -> None:
                 if part.name in (names[1], *cut_names) and (rows or part.flat):
                     flat = f"read row by row {part.flat[0]}:{part.flat[1]}" if part.flat else ""
                     job.say(f"  of {part.name} {' x '.join(map(str, part.shape))} {f'rows {rows} ' * bool(rows)}{flat}")
-        job.savefig(f"{name}.png", beside("pictures").owners(parts, names, f"{layout}: who has which {what}"))
+        job.savefig(
+            f"{name}.png", beside("pictures").owners(parts, names, f"{layout}: which worker holds which {what}")
+        )
     job.write_json("slices.json", {"layouts": [{**one, "checkpoint": Path(one["checkpoint"]).name} for one in found]})
 
 

@@ -11,7 +11,14 @@ from msllm.cli import main
 from msllm.errors import UserError
 from msllm.lessons import all_chapters, chapters, checking, find_chapter
 from msllm.lessons.checking import NOT_DONE, RIGHT, WRONG, check_exercise
-from tests.lessons import solutions_ch01, solutions_ch02, solutions_ch03, solutions_ch04, solutions_ch05
+from tests.lessons import (
+    solutions_ch01,
+    solutions_ch02,
+    solutions_ch03,
+    solutions_ch04,
+    solutions_ch05,
+    solutions_ch06,
+)
 
 SOLUTIONS = {
     "1": solutions_ch01,
@@ -19,6 +26,7 @@ SOLUTIONS = {
     "3": solutions_ch03,
     "4": solutions_ch04,
     "5": solutions_ch05,
+    "6": solutions_ch06,
 }
 EXERCISES = [(number, name) for number, solutions in SOLUTIONS.items() for name in solutions.RIGHT]
 MISTAKES = [(number, *mistake) for number, solutions in SOLUTIONS.items() for mistake in solutions.WRONG]
