@@ -13,7 +13,9 @@ QUICK_STRATEGIES = ["gpipe", "optimizer-2", "heads"]  # two families, so that on
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
-@run("6.1-6.5 every strategy on 2, 4 and 8 workers beside one process; bytes counted and by formula (about an hour)")
+@run(
+    "6.1-6.5 every strategy on 2, 4 and 8 workers beside one process; bytes counted and by formula (about half an hour)"
+)
 def verify(job: Run) -> None:
     import contextlib
     import io
@@ -27,9 +29,9 @@ def verify(job: Run) -> None:
             code = parallel("verify", workers, QUICK_STRATEGIES if job.quick else None, str(job.output))
         job.write_text(f"verify-{workers}.txt", printed.getvalue())
         table = printed.getvalue().splitlines()
-        rows = read_json(job.output / f"verify-{workers}.json")["rows"]
-        job.write_json(f"verify-{workers}-workers.json", {"rows": rows})
-        job.savefig(f"wire-{workers}.png", pictures.wire(rows, workers))
+        found = read_json(job.output / f"verify-{workers}.json")
+        job.write_json(f"verify-{workers}.json", found)
+        job.savefig(f"wire-{workers}.png", pictures.wire(found["rows"], workers))
         job.say("\n".join(table if job.quick else table[-1:]))
         assert code == 0, "a strategy does not compute what one process computes"
 
