@@ -88,19 +88,24 @@ def slices(job: Run) -> None:
     block = int((re.findall(r"\.h\.(\d+)\.", " ".join(cut_names)) or ["0"])[0])
     for name, parts, what, i in (("slices", held, "parameters", 0), ("shares", owned, "moments", block)):
         layout = found[name == "shares"]["layout"]
-        matrices = [f"h.{i}.{matrix}" for matrix in MATRICES]
-        names = [f"transformer.{matrix}.weight" for matrix in ("wte", *matrices, "h.3.attn.c_attn")]
-        for rank, mine in enumerate(parts):
-            job.say(f"{layout}: worker {rank} has {sum(part.size for part in mine):,} {what}")
-            for part in mine:
-                rows = ", ".join(f"{start}:{stop}" for start, stop in part.ranges or ())
-                if part.name in (names[1], *cut_names) and (rows or part.flat):
-                    flat = f"read row by row {part.flat[0]}:{part.flat[1]}" if part.flat else ""
-                    job.say(f"  of {part.name} {' x '.join(map(str, part.shape))} {f'rows {rows} ' * bool(rows)}{flat}")
-        job.savefig(
-            f"{name}.png", beside("pictures").owners(parts, names, f"{layout}: which worker holds which {what}")
-        )
+        matrices = ("wte", *(f"h.{i}.{matrix}" for matrix in MATRICES), "h.3.attn.c_attn")
+        names = list(dict.fromkeys(f"transformer.{matrix}.weight" for matrix in matrices))
+        tell_slices(job, layout, parts, (names[1], *cut_names), what)
+        picture = beside("pictures").owners(parts, names, f"{layout}: which worker holds which {what}")
+        job.savefig(f"{name}.png", picture)
     job.write_json("slices.json", {"layouts": [{**one, "checkpoint": Path(one["checkpoint"]).name} for one in found]})
+
+
+def tell_slices(job: Run, layout: str, parts: list, names: tuple, what: str) -> None:
+    """Says how much each worker has, and what of a few parameters."""
+    for rank, mine in enumerate(parts):
+        job.say(f"{layout}: worker {rank} has {sum(part.size for part in mine):,} {what}")
+        for part in mine:
+            if part.name in names and (part.ranges or part.flat):
+                ranges = ", ".join(f"{start}:{stop}" for start, stop in part.ranges or ())
+                words = [f"{('rows', 'columns')[part.axis]} {ranges}"] if ranges else []
+                words += [f"read row by row {part.flat[0]}:{part.flat[1]}"] if part.flat else []
+                job.say(f"  of {part.name} {' x '.join(map(str, part.shape))} {'; '.join(words)}")
 
 
 @run("6.3 what ZeRO 0 to 3 leaves on a worker: tensors counted, memory measured, formula (about 5 minutes)")

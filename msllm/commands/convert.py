@@ -44,9 +44,15 @@ def _convert_parts(source: Path, output: str, to: str, tokenizer: str | None) ->
     from msllm.tokenization import load_tokenizer
 
     if to == "mindspore":
+        if tokenizer is not None:
+            raise UserError("a tokenizer belongs to a Hugging Face folder, not to what MindSpore reads; leave it out")
         export(source, output)
         return
     checkpoint = ShardedCheckpoint(source)
+    if "config" not in checkpoint.info:
+        raise UserError(
+            f"{source} does not say which model it is of; use msllm.parallel.folders.to_folder with the model"
+        )
     owner = model_class(checkpoint.info["config"], source)
     to_folder(checkpoint, owner, output, None if tokenizer is None else load_tokenizer(tokenizer))
 

@@ -63,7 +63,7 @@ def finetune(
         raise UserError("output is missing: where does the result go? add --output FOLDER")
     if tuning == "lora" and not parallel.plain:
         raise UserError("adapters are trained by data-parallel workers alone; leave out the other parallel options")
-    fits = functools.partial(_fits, model, training.per_device_train_batch_size)
+    fits = functools.partial(_fits, model, training, max_length)
     if not preview and start_command("finetune", output, resume, overwrite, workers, time_limit, parallel, fits):
         return
     from msllm.commands.loading import require_causal
@@ -118,7 +118,7 @@ def finetune(
         print(f"saved {output}; try it: msllm chat --model {output}", file=sys.stderr)
 
 
-def _fits(model: str, batch: int, parallel: ParallelConfig) -> None:
+def _fits(model: str, training: TrainingArguments, max_length: int, parallel: ParallelConfig) -> None:
     """Raises UserError where a model or its batches cannot be spread so."""
     if parallel.plain:
         return
@@ -128,7 +128,12 @@ def _fits(model: str, batch: int, parallel: ParallelConfig) -> None:
     values = read_config(model)
     config = model_class(values, f"{model}/config.json").config_class.from_dict(values)
     plan_for(config.model_type)
-    parallel.check(**sizes(config), batch=batch)
+    parallel.check_training(training.optim, training.jit)
+    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    # Rows are filled up to a multiple of what the workers share, and must not leave the model's positions.
+    length = longest if longest is not None and max_length >= longest else None
+    batch = None if training.train_batch_tokens else training.per_device_train_batch_size
+    parallel.check(**sizes(config), length=length, batch=batch)
 
 
 def _files(names: list[str] | str | None) -> list[str]:
@@ -157,8 +162,11 @@ def train_model(
     """
     import mindspore as ms
 
+    from msllm.training.moe_objective import with_router_losses
+    from msllm.training.objective import CAUSAL_LM
     from msllm.training.trainer import Trainer
 
+    routed = getattr(network.config, "output_router_logits", False)  # as in transformers, where it adds their loss
     if lora is None:
 
         def write_model(folder: Path) -> None:
@@ -193,6 +201,7 @@ def train_model(
         tokenizer.pad_token_id,
         write_model=write_model,
         read_model=read_model,
+        objective=with_router_losses(network, CAUSAL_LM) if routed else CAUSAL_LM,
         workers=workers,
         settings=None if lora is None else {f"lora.{k}": v for k, v in dataclasses.asdict(lora).items()},
     )

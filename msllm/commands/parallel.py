@@ -31,8 +31,10 @@ def parallel(
     """
     if action not in ACTIONS:
         raise UserError(f"the action is {action!r}, expected {', '.join(ACTIONS)}; try msllm parallel verify")
-    if workers < 2 or workers & (workers - 1):
-        raise UserError(f"workers is {workers}, expected 2, 4 or 8: the models have 8 layers, heads and experts")
+    if workers not in (2, 4, 8):
+        raise UserError(
+            f"workers is {workers}, expected 2, 4 or 8: the models have 8 layers, heads and experts; use one of them"
+        )
     from msllm.files import read_json
     from msllm.parallel.launch import run_on_workers
 

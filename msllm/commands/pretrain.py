@@ -42,7 +42,7 @@ def pretrain(
     Args:
         data: folder that msllm data tokenize wrote, or a .bin file of it, for a GPT; that pretraining-data wrote, for
             a BERT.
-        training: options of the run; the batch size is that of each worker.
+        training: options of the run; the batch size is that of each data-parallel worker.
         output: folder of the result; gets model, tokenizer, log.jsonl, loss.png and checkpoints.
         eval_data: the like of data, to evaluate on; without it, a GPT is evaluated on validation.bin where data has it.
         model: folder of a model to go on from, whose tokenizer built the data; without it, one of the sizes below.
@@ -126,8 +126,11 @@ class _Job:
             heads, width = self.sizes["heads"], self.sizes["hidden_size"]
             inner = self.sizes["intermediate_size"] or 4 * width
             known = {"heads": heads, "kv_heads": heads, "layers": self.sizes["layers"], "inner": inner, "experts": 0}
-        length = self.block_size or (self.sizes["max_positions"] if self.model is None else None)
-        parallel.check(**known, length=length, batch=self.training.per_device_train_batch_size)
+            known["attention_dropout"] = self.sizes["dropout"]
+        parallel.check_training(self.training.optim, self.training.jit)
+        longest = self.sizes["max_positions"] if self.model is None else None
+        length, batch = self.block_size or longest, self.training.per_device_train_batch_size
+        parallel.check(**known, length=length, batch=None if self.training.train_batch_tokens else batch)
 
     def _family(self) -> str:
         """Returns the model type, from the options and what the data are for."""

@@ -158,6 +158,8 @@ def read_config(folder: str | Path) -> dict:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the path of a Hugging Face checkpoint folder")
+    if (folder / "layout.json").is_file():
+        raise UserError(f"{folder} is a checkpoint in parts; make a folder of it: msllm convert --source {folder} ...")
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} lacks config.json; found: {weights.list_folder(folder)}; "

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import pickle
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -16,6 +16,7 @@ from mindspore import Tensor, ops
 
 from msllm import signals
 from msllm.errors import UserError
+from msllm.layers import moe_layers
 from msllm.training.alone import Alone
 
 # A collective of other shapes than the partner's may end in wrong numbers without a word: the first calls of a group
@@ -121,9 +122,15 @@ class Group:
         return ops.concat(parts, axis)
 
     def reduce_scatter(self, tensor: Tensor, axis: int = 0) -> Tensor:
-        """Returns this member's share along ``axis`` of the sum over the members; ``size`` divides that axis."""
+        """Returns this member's share along ``axis`` of the sum over the members.
+
+        Raises:
+            ValueError: that axis cannot be divided among them.
+        """
         if self.size == 1:
             return tensor
+        if tensor.shape[axis] % self.size:
+            raise ValueError(f"axis {axis} of {tensor.shape} cannot be divided among {self.size} workers")
         shares = [_dense(part) for part in ops.split(tensor, tensor.shape[axis] // self.size, axis)]
         self._count("reduce-scatter", tensor, (self.size - 1) / self.size)
         self._compare("reduce-scatter", tensor.shape)
@@ -161,9 +168,9 @@ class Group:
 
     def _swap(self, tensor: Tensor, to: int, shape: tuple[int, ...], source: int) -> Tensor:
         dist, handles = _distributed(), []
-        out = ops.zeros(shape, tensor.dtype)
+        out, tensor = ops.zeros(shape, tensor.dtype), _dense(tensor)  # which lives until it has left
         if tensor.size:
-            handles.append(dist.isend(_dense(tensor), self.ranks[to]))
+            handles.append(dist.isend(tensor, self.ranks[to]))
         if out.size:
             handles.append(dist.irecv(out, self.ranks[source]))
         for handle in handles:
@@ -187,11 +194,12 @@ class Group:
         self._count("send", tensor, 1)
         self._run("send", tensor.shape, lambda: _distributed().send(_dense(tensor), self.ranks[to]))
 
-    def send_soon(self, tensor: Tensor, to: int) -> tuple:
-        """Starts to send a tensor to member ``to``; returns a handle to wait for, and what must live until then."""
+    def send_soon(self, tensor: Tensor, to: int) -> Callable[[], None]:
+        """Starts to send a tensor to member ``to``; returns what waits until it has left, to be called once."""
         self._count("send", tensor, 1)
         tensor = _dense(tensor)
-        return self._run("send", tensor.shape, lambda: _distributed().isend(tensor, self.ranks[to])), tensor
+        handle = self._run("send", tensor.shape, lambda: _distributed().isend(tensor, self.ranks[to]))
+        return lambda: self._run("send", tensor.shape, handle.wait)  # which holds the tensor until then
 
     def receive(self, shape: tuple[int, ...], source: int, dtype=ms.float32) -> Tensor:
         """Returns what member ``source`` sends."""
@@ -208,14 +216,14 @@ class Group:
         if self.size == 1 or not tensors:
             return list(tensors)
         summed: list[Tensor] = []
-        for bucket in _buckets(tensors):
+        for bucket in buckets_of(tensors):
             flat = self.all_reduce(ops.concat([t.reshape(-1) for t in bucket]))
             ends = np.cumsum([t.size for t in bucket]).tolist()
             summed += [flat[end - t.size : end].reshape(t.shape) for t, end in zip(bucket, ends, strict=True)]
         return summed
 
     def sum_array(self, values: np.ndarray) -> np.ndarray:
-        """Returns a few numbers (float64, any shape) summed over the members, to the precision of two float32."""
+        """Returns a few numbers (float64, any shape) summed over the members, a little better than float32."""
         values = np.asarray(values, np.float64)
         high = values.astype(np.float32)
         both = np.stack([high, (values - high).astype(np.float32)])
@@ -298,6 +306,14 @@ class Workers(Group, Alone):
         self.data_rank = self.random_offset = rank
         self.open(world)
 
+    def prepare(self, model, objective, jit):
+        """See Alone; experts are balanced over the tokens of all workers."""
+        from msllm.parallel.experts import GlobalShares
+
+        for layer in moe_layers(model):
+            layer.shares = GlobalShares(self)
+        return super().prepare(model, objective, jit)
+
     def forward_backward(self, batches, scale):
         """See Alone; summed over the workers."""
         terms, grads = super().forward_backward(batches, scale)
@@ -355,7 +371,8 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.size * tensor.itemsize
 
 
-def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
+def buckets_of(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Puts float32 tensors into lists of at most BUCKET_BYTES, or of one larger tensor."""
     buckets: list[list[Tensor]] = [[]]
     size = 0
     for tensor in tensors:
@@ -364,4 +381,4 @@ def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
             size = 0
         buckets[-1].append(tensor)
         size += 4 * tensor.size
-    return buckets
+    return [bucket for bucket in buckets if bucket]

@@ -14,8 +14,8 @@ DEGREES = ("data", "tensor", "pipeline", "sequence")
 class ParallelConfig:
     """How many ways each dimension of training is split.
 
-    The workers are data x sequence x tensor x pipeline, in this order from the outside for pipeline, data, sequence,
-    tensor: neighbours share the tensors of one layer. Experts are spread over the data-parallel workers.
+    The workers are pipeline x data x sequence x tensor, from the outside in: neighbours share the tensors of one layer.
+    Experts are spread over the data-parallel workers.
 
     Args:
         data: copies of the model, each with its own examples; 0 takes what the other degrees leave of the workers.
@@ -23,8 +23,9 @@ class ParallelConfig:
         pipeline: stages of consecutive layers (Huang et al. 2019).
         expert: data-parallel workers that share the experts of each layer (Lepikhin et al. 2021).
         sequence: workers that share the tokens of each example.
-        optimizer: what the data-parallel workers share: 0 nothing, 1 the optimiser's states, 2 the gradients as well,
-            3 the parameters as well (Rajbhandari et al. 2020).
+        optimizer: what the data-parallel workers share: 0 nothing, 1 the optimiser's states, 2 the gradients that are
+            kept between micro-batches as well, 3 the parameters of blocks as well, but while a block runs, and all
+            others between steps (Rajbhandari et al. 2020).
         attention: how workers that share tokens attend: ring passes keys and values around (Liu et al. 2023), heads
             exchanges tokens for heads (Jacobs et al. 2023).
         split_norms: the tensor-parallel workers share the tokens too, where a norm or a dropout acts on each token
@@ -115,6 +116,19 @@ class ParallelConfig:
         if self.data < 0:
             raise UserError(f"parallel.data is {self.data}, expected 1 or more; leave it out for what is left")
 
+    def check_training(self, optim: str, jit: bool) -> None:
+        """Raises UserError where the options of training do not go with a layout that is not plain."""
+        if jit:
+            raise UserError(
+                "jit compiles whole models, and workers that share one need PyNative; leave out jit, or the parallel "
+                "options"
+            )
+        if optim == "lamb" and (self.tensor > 1 or self.optimizer):
+            raise UserError(
+                f"optim lamb scales each matrix as a whole, and parallel.tensor {self.tensor}, parallel.optimizer "
+                f"{self.optimizer} cut them; use --optim adamw, or neither of the two"
+            )
+
     def check(
         self,
         heads: int,
@@ -125,6 +139,7 @@ class ParallelConfig:
         experts: int = 0,
         length: int | None = None,
         batch: int | None = None,
+        attention_dropout: float = 0.0,
     ) -> None:
         """Raises UserError where the model or its batches cannot be divided so; ``for_workers`` comes first.
 
@@ -133,12 +148,18 @@ class ParallelConfig:
                 width, ``vocab_size`` None where it is not known yet, ``experts`` 0 for a model without.
             length: tokens of an example, where all have as many.
             batch: examples of a data-parallel worker in an optimiser step.
+            attention_dropout: of the model.
         """
         self._check_tensor(heads, kv_heads, inner, vocab_size)
         self._check_pipeline(layers)
         self._check_experts(experts)
         self._check_optimizer()
         self._check_batches(length, batch)
+        if self.sequence > 1 and self.attention == "ring" and attention_dropout > 0:
+            raise UserError(
+                f"the model drops out {attention_dropout:g} of its attention weights, which are never in one place in "
+                f"a ring; use --parallel.attention heads, or a model with attention dropout 0"
+            )
 
     def _check_tensor(self, heads: int, kv_heads: int, inner: int, vocab_size: int | None) -> None:
         """Whether each worker gets whole heads, and something of every matrix."""

@@ -39,13 +39,14 @@ def _blocks(strategy: Strategy) -> tuple[float, int]:
 
     Blocks whose inputs alone are kept run twice; so do all parts of a pipeline but the last.
     """
+    once = 2 if strategy.config.recompute or strategy.config.optimizer == 3 else 1
     if strategy.pipeline is None:
-        return (2 if strategy.recomputes else 1), strategy.sizes["layers"]
+        return once, strategy.sizes["layers"]
     stage = strategy.pipeline.stage
     runs = layers = 0
     for chunk, (start, stop) in enumerate(stage.pieces):
         layers += stop - start
-        runs += (stop - start) * (1 if stage.part(chunk) == stage.parts - 1 else 2)
+        runs += (stop - start) * (once if stage.part(chunk) == stage.parts - 1 else 2)
     return runs / layers, layers
 
 

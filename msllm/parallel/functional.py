@@ -117,6 +117,8 @@ def exchange_rows(x, group: Group, to: list[int], received: list[int]):
 
 
 def _share(x, group: Group, axis: int):
+    if x.shape[axis] % group.size:
+        raise ValueError(f"axis {axis} of {x.shape} cannot be divided among {group.size} workers")
     size = x.shape[axis] // group.size
     return ops.split(x, size, axis)[group.index].contiguous()
 

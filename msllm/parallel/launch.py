@@ -65,7 +65,9 @@ def start_command(
     from msllm.training import checkpoint
 
     if workers < 1:
-        raise UserError(f"workers is {workers}, expected 1 or more")
+        raise UserError(f"workers is {workers}, expected 1 or more; leave it out for 1")
+    if time_limit is not None and time_limit <= 0:
+        raise UserError(f"time_limit is {time_limit:g}, expected seconds above 0; leave it out for no limit")
     started = int(os.environ["MS_WORKER_NUM"]) if "MS_ROLE" in os.environ else None
     if started is not None and workers not in (1, started):
         raise UserError(f"workers is {workers}, and msrun started {started}; give the same number, or leave it out")
@@ -299,7 +301,7 @@ def _stop(job: _Job, interrupts: _Interrupts, screen: Screen, timeout: float | N
     if timeout is not None:
         raise UserError(
             f"{job.workers} workers were not done after {timeout:g} s and were stopped{words and ': '}{words}; see "
-            f"the logs in {job.logs}"
+            f"the logs in {job.logs}{'' if words else '; go on with --resume auto, or a larger limit'}"
         )
     if not words:
         raise KeyboardInterrupt

@@ -49,14 +49,6 @@ class Mesh:
                 known[group.ranks] = group.open(workers.world)
             setattr(self, name, group)
 
-    @property
-    def first_stage(self) -> bool:
-        return self.pipeline.index == 0
-
-    @property
-    def last_stage(self) -> bool:
-        return self.pipeline.index == self.pipeline.size - 1
-
 
 def coordinates(rank: int, config: ParallelConfig) -> tuple[int, int, int, int]:
     """Returns a rank's place along pipeline, data, sequence and tensor."""

@@ -7,6 +7,7 @@ schedules need the first one first. The last stage computes once.
 
 import dataclasses
 import time
+from collections import deque
 
 import mindspore as ms
 import numpy as np
@@ -159,7 +160,7 @@ class Pipeline:
         Returns:
             The sums of the terms that this stage has: (K,).
         """
-        self.events, kept, sent = [], {}, []
+        self.events, kept, sent = [], {}, deque()
         terms = np.zeros(max(1, scale.size))
         inbox = _Inbox(self, [self._shape(tensors) for tensors in batches])
         for work in order(self.schedule, self.stage.group.size, self.stage.group.index, len(batches), self._chunks):
@@ -171,7 +172,7 @@ class Pipeline:
                 kept[key] = x, kernels.get_rng_state()
                 if part < self.stage.parts - 1:
                     out = self.stage.run(work.chunk, x, tensors)
-                    sent.append(self._send(out, part + 1))
+                    self._send(out, part + 1, sent)
             else:
                 dout = None if part == self.stage.parts - 1 else inbox.receive(part, work)
                 start = time.time()
@@ -179,10 +180,10 @@ class Pipeline:
                 terms = terms + values
                 collect({p.name: g for p, g in zip(self.weights[work.chunk], grads, strict=True)})
                 if part > 0:
-                    sent.append(self._send(dx, part - 1))
+                    self._send(dx, part - 1, sent)
             self.events.append(Event(work, start, time.time()))
-        for handle, _ in sent:  # the tensor is held until it has left
-            handle.wait()
+        for wait in sent:
+            wait()
         return terms
 
     @property
@@ -193,8 +194,12 @@ class Pipeline:
         B, T = tensors["input_ids"].shape
         return B, T // self.length_share, self.width
 
-    def _send(self, tensor: Tensor, part: int):
-        return self.stage.group.send_soon(tensor, part % self.stage.group.size)
+    def _send(self, tensor: Tensor, part: int, sent: deque) -> None:
+        """Sends to a part; messages that were sent long ago, and have arrived, are let go."""
+        sent.append(self.stage.group.send_soon(tensor, part % self.stage.group.size))
+        # No schedule has more than these between a message and the work that needs it.
+        if len(sent) > 4 * self.stage.parts:
+            sent.popleft()()
 
     def _backward(self, chunk: int, x, random: dict, dout, tensors, scale):
         """Returns the terms of this stage (K,), the gradient of x, None for the first part, and of the weights."""
@@ -232,8 +237,7 @@ class Pipeline:
             if part == stage.parts - 1:
                 terms += self.objective.loss(_Finished(stage, x, tensors), tensors).asnumpy()
                 continue
-            handle, _ = self._send(stage.run(chunk, x, tensors), part + 1)
-            handle.wait()
+            group.send_soon(stage.run(chunk, x, tensors), (part + 1) % group.size)()
             if self.objective.layer_terms is not None:
                 terms[1:] += self.objective.layer_terms(_Layers(stage, chunk)).asnumpy()
         return terms

@@ -3,6 +3,7 @@
 import dataclasses
 
 from msllm.errors import UserError
+from msllm.parallel.config import ParallelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ def plan_for(model_type: str) -> Plan:
     return PLANS[model_type]
 
 
-def sizes(config) -> dict[str, int]:
+def sizes(config) -> dict[str, float]:
     """Returns what ParallelConfig.check wants to know of a model, from its configuration."""
 
     def first(*names, default=None) -> int:
@@ -86,5 +87,21 @@ def sizes(config) -> dict[str, int]:
         "layers": first("num_hidden_layers", "n_layer"),
         "inner": first("intermediate_size", "n_inner", default=4 * width),
         "vocab_size": config.vocab_size,
+        "attention_dropout": first("attention_dropout", "attn_pdrop", default=0.0),
         "experts": first("num_local_experts", default=0),
     }
+
+
+def check_splits(config, parallel: ParallelConfig) -> None:
+    """Raises UserError where what a model does depends on places in the example, and workers share its tokens."""
+    window, scaling = getattr(config, "sliding_window", None), getattr(config, "rope_scaling", None) or {}
+    if window and (parallel.sequence > 1 or parallel.split_norms):
+        raise UserError(
+            f"the model attends to the last {window} tokens (sliding_window), which workers that share tokens cannot; "
+            f"leave out parallel.sequence and split_norms"
+        )
+    if scaling.get("rope_type", scaling.get("type")) == "dynamic" and parallel.sequence > 1:
+        raise UserError(
+            "the model's rotary angles grow with the length (rope_scaling dynamic), which workers that share tokens do "
+            "not know; leave out parallel.sequence"
+        )

@@ -154,7 +154,8 @@ class ShardedCheckpoint:
     def read(self, kind: str, slice: Slice) -> np.ndarray:
         """Puts a part together from what the workers hold.
 
-        Only the bytes that are asked for are read. Of elements that several workers hold, those of the first are taken.
+        Of a file, all is read once, for its checksum; then only the bytes that are asked for. Of elements that several
+        workers hold, those of the first are taken.
 
         Args:
             kind: "param", "exp_avg" or "exp_avg_sq".

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,10 +11,8 @@ from mindspore import Parameter, ParameterTuple, Tensor
 
 from msllm import kernels
 from msllm.errors import UserError
-from msllm.files import read_json
 from msllm.layers import positions
 from msllm.layers.attention import use_core
-from msllm.models.weights import read_file, read_weights
 from msllm.parallel import sharded
 from msllm.parallel.comm import Workers, start_workers
 from msllm.parallel.config import ParallelConfig
@@ -23,10 +20,11 @@ from msllm.parallel.context import HeadAttention, RingAttention, token_places
 from msllm.parallel.costs import LAST_SHARE, layer_costs
 from msllm.parallel.mesh import Mesh
 from msllm.parallel.pipeline import Pipeline, Stage
-from msllm.parallel.plans import plan_for, sizes
+from msllm.parallel.plans import check_splits, plan_for, sizes
 from msllm.parallel.recompute import RecomputedBlock
 from msllm.parallel.schedule import cut
 from msllm.parallel.spread import spread_layers
+from msllm.parallel.whole import WholeCheckpoint
 from msllm.parallel.zero import Shares, shares_of, slice_of
 from msllm.training import checkpoint
 
@@ -80,7 +78,11 @@ class Strategy:
         self.rank, self.world, self.any, self.barrier = workers.rank, workers.world, workers.any, workers.barrier
         self.agree = workers.agree
         self.data_rank, self.data_world = mesh.data.index, mesh.data.size
-        self.random_offset = mesh.pipeline.index * mesh.samples.size + mesh.samples.index
+        # The workers of a tensor group drop out the same of the residual stream, which each of them has; where they
+        # share its tokens, each something else.
+        streams = mesh.tensor.size if self.config.split_norms else 1
+        self.random_offset = (mesh.pipeline.index * mesh.samples.size + mesh.samples.index) * streams
+        self.random_offset += mesh.tensor.index if self.config.split_norms else 0
         self.zigzag = self.config.attention == "ring"
         self.length_multiple = self.config.length_multiple
         self.pipeline: Pipeline | None = None
@@ -91,12 +93,18 @@ class Strategy:
         Raises:
             UserError: the model or its objective cannot be spread so.
         """
-        if jit:
+        if jit:  # the command refuses it before workers start
             raise UserError(
                 "jit compiles whole models, and collectives need PyNative; leave out jit or the parallel options"
             )
         mesh, plan, known = self.mesh, plan_for(model.config.model_type), sizes(model.config)
         self.config.check(**known)
+        check_splits(model.config, self.config)
+        frozen = [p.name for p in model.get_parameters() if not p.requires_grad]
+        if frozen and self.config.optimizer == 3:
+            raise UserError(
+                f"{frozen[0]} is not trained, and parallel.optimizer 3 shares what is; use --parallel.optimizer 2"
+            )
         if self.config.pipeline > 1 and len(objective.terms) > 1 and objective.layer_terms is None:
             raise UserError(
                 f"the objective has the terms {', '.join(objective.terms)}, which stages cannot share; use "
@@ -116,9 +124,11 @@ class Strategy:
             split = mesh.tensor.size if self.config.split_norms else 1
             stage = Stage(model, plan, bounds, mesh.pipeline)
             self.pipeline = Pipeline(stage, objective, self.config.schedule, self.width, split)
+        core = None
         if mesh.sequence.size > 1:
-            core = RingAttention if self.zigzag else HeadAttention
-            use_core(core(mesh.sequence, functools.partial(token_places, zigzag=self.zigzag)))
+            kind = RingAttention if self.zigzag else HeadAttention
+            core = kind(mesh.sequence, functools.partial(token_places, zigzag=self.zigzag))
+        use_core(core)
         self._held = [dataclasses.asdict(slice_of(p)) for p in model.get_parameters()]
         self.tied = None
         if mesh.ends.size > 1 and model.tied:
@@ -130,12 +140,16 @@ class Strategy:
     def _wrap_blocks(self, blocks) -> None:
         """Blocks that are computed twice, or that let their parameters go between."""
         self.blocks: list[RecomputedBlock] = []
-        if not (self.config.recompute and self.pipeline is None) and self.config.optimizer < 3:
-            return  # stages of a pipeline are computed twice anyway
+        if not self.config.recompute and self.config.optimizer < 3:
+            return
+        chosen = range(len(blocks))
+        if self.pipeline is not None:  # all parts but the last one run twice anyway
+            stage = self.pipeline.stage
+            chosen = range(*stage.pieces[-1]) if stage.is_last else ()
         names = {id(p): p.name for p in self.model.get_parameters()}
-        for i, block in enumerate(blocks):
+        for i in chosen:
             group = self.mesh.samples if self.config.optimizer == 3 else None
-            blocks[i] = RecomputedBlock(block, group, self._sum_partial)
+            blocks[i] = RecomputedBlock(blocks[i], group, self._sum_partial)
             self.blocks.append(blocks[i])
         for parameter in self.model.get_parameters():
             parameter.name = names.get(id(parameter), parameter.name)
@@ -155,11 +169,6 @@ class Strategy:
         self.parameters: list[Parameter] = [*owned, *self._block_owned]
         self._graph = ParameterTuple([*whole, *self._block_owned])
         self._let_go_between()
-
-    @property
-    def recomputes(self) -> bool:
-        """Whether blocks run twice; the stages of a pipeline do anyway."""
-        return bool(self.blocks)
 
     def is_expert(self, name: str) -> bool:
         """Whether a parameter is of an expert."""
@@ -312,7 +321,7 @@ class Strategy:
             info: what a reader needs beside.
         """
         if self.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+            checkpoint.remove(folder)
             folder.mkdir(parents=True)
         self.barrier()
         parts = []
@@ -360,7 +369,10 @@ class Strategy:
         return source.info
 
     def write_whole(self, folder: Path, write: Callable[[], None]) -> None:
-        """Lets ``write`` of the first worker write the whole model, put together by way of ``folder``."""
+        """Lets ``write`` of the first worker write the whole model, put together by way of ``folder``.
+
+        Where that fails, the folder stays: it is a checkpoint in parts without moments.
+        """
         self.save(folder, None, {})
         if self.rank == 0:
             source = sharded.ShardedCheckpoint(folder)
@@ -368,21 +380,9 @@ class Strategy:
             self.model.state_dict = lambda: self.model.unsanitize(tensors)
             try:
                 write()
+            except (UserError, OSError) as e:
+                raise UserError(f"{e}; the model is in {folder}: turn it into a folder with msllm convert") from e
             finally:
                 del self.model.state_dict
-                shutil.rmtree(folder)
+            checkpoint.remove(folder)
         self.barrier()
-
-
-class WholeCheckpoint:
-    """A checkpoint that one process wrote, read as a ShardedCheckpoint is."""
-
-    def __init__(self, folder: Path, model):
-        self.tensors = model.sanitize(read_weights(folder))
-        self.moments = read_file(folder / checkpoint.OPTIMIZER)
-        state = read_json(folder / checkpoint.STATE)
-        self.info = {"optimizer_step": int(self.moments["step"][0]), "random": [state["rng_state"]]}
-
-    def read(self, kind: str, part) -> np.ndarray:
-        """Returns a Slice of a parameter or of its moments."""
-        return part.of(self.tensors[part.name] if kind == "param" else self.moments[f"{kind}.{part.name}"])

@@ -187,12 +187,12 @@ def _row(workers: Workers, name: str, family: str, config: ParallelConfig, refer
     trained = sharded.ShardedCheckpoint(folder / "part")
     expected, parameters = reference
     apart = [np.abs(trained.full("param", n) - p).max() / np.abs(p).max() for n, p in parameters.items()]
-    loss = max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
+    loss = float(np.max([abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True)]))  # a NaN stays one
     busiest = max(measured, key=lambda m: abs(m[0] - m[1]))  # where count and formula disagree most, if they do
     if math.isclose(busiest[0], busiest[1], rel_tol=1e-6):
         busiest = max(measured)
     memory = max(m[2] for m in measured)
-    return Row(name, str(config), family, loss, float(max(apart)), busiest[0], busiest[1], memory, seconds)
+    return Row(name, str(config), family, loss, float(np.max(apart)), busiest[0], busiest[1], memory, seconds)
 
 
 class _Run:

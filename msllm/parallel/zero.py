@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 
-from msllm.parallel.comm import BUCKET_BYTES, Group
+from msllm.parallel.comm import Group, buckets_of
 from msllm.parallel.slices import Slice
 
 
@@ -73,15 +73,7 @@ class Shares:
 
 def shares_of(parameters: Sequence[Parameter], group: Group) -> list[Shares]:
     """Returns the Shares of any number of parameters, as many at once as a message should hold."""
-    buckets: list[list[Parameter]] = [[]]
-    size = 0
-    for parameter in parameters:
-        if buckets[-1] and size + 4 * parameter.size > BUCKET_BYTES:
-            buckets.append([])
-            size = 0
-        buckets[-1].append(parameter)
-        size += 4 * parameter.size
-    return [Shares(bucket, group) for bucket in buckets if bucket]
+    return [Shares(bucket, group) for bucket in buckets_of(parameters)]
 
 
 def slice_of(parameter: Parameter) -> Slice:

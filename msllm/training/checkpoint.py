@@ -70,6 +70,13 @@ def find(output: Path) -> list[Path]:
 def clear(output: Path) -> None:
     """Removes the checkpoints of a run, unfinished ones too."""
     for path in _folders(output):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint, if it is there; one that a kill leaves half-removed is none any more."""
+    (path / STATE).unlink(missing_ok=True)
+    if path.exists():
         shutil.rmtree(path)
 
 
@@ -113,4 +120,4 @@ def prune(output: Path, keep: int, best_step: int | None) -> None:
     """Removes all but the newest ``keep`` checkpoints and the best one."""
     for path in find(output)[:-keep]:
         if path.name != f"checkpoint-{best_step}":
-            shutil.rmtree(path)
+            remove(path)

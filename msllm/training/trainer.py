@@ -28,6 +28,7 @@ from msllm.training.schedule import learning_rate_factor
 from msllm.training.step import build_step
 
 _RESULTS = ("log.jsonl", "loss.png")
+_PARTS = "parts"  # of the result, before the first worker has put them together
 
 
 class Trainer:
@@ -68,7 +69,7 @@ class Trainer:
         self.output, self.pad_token_id, self.objective = Path(output), pad_token_id, objective
         self.write_model, self.read_model = write_model or model.write_files, read_model or self._read_full_model
         self.metrics, self.workers, self.settings = metrics, workers or Alone(), dict(settings or {})
-        self.rank, self.world = self.workers.rank, self.workers.data_world
+        self.rank, self.data_world = self.workers.rank, self.workers.data_world
         self.optimizer = OPTIMIZERS[args.optim](
             self.workers.prepare(model, objective, args.jit),
             (args.adam_beta1, args.adam_beta2),
@@ -122,18 +123,23 @@ class Trainer:
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._loop()
+            with signals.wait():
+                self._finish()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             self.report.close()
+        return self.state
+
+    def _finish(self) -> None:
+        """Leaves the result in the output folder."""
         if self.args.load_best_model_at_end and self.state.best_step is not None:
             self._read(self.output / f"checkpoint-{self.state.best_step}")
         self.model.set_train(False)
         if self.workers.sharded:
-            self.workers.write_whole(self.output / "parts", self._write_result)
+            self.workers.write_whole(self.output / _PARTS, self._write_result)
         elif self.rank == 0:
             self._write_result()
-        return self.state
 
     def _write_result(self) -> None:
         with atomic_files(self.output) as tmp:
@@ -166,7 +172,7 @@ class Trainer:
                     "learning_rate": rate,
                     "grad_norm": norm,
                 }
-            report.step(step, self.world * sum(map(_tokens, group)), entry, loss)
+            report.step(step, self.data_world * sum(map(_tokens, group)), entry, loss)
             with signals.wait():
                 improved, stop = self._evaluate_if_due(), self._stop()
                 due = args.save_steps and step % args.save_steps == 0 and step < self.total
@@ -203,7 +209,7 @@ class Trainer:
         """Yields this worker's numpy batches of an epoch, from batch ``start`` on."""
         return data.batches(
             examples,
-            batch_size * self.world,
+            batch_size * self.data_world,
             epoch=epoch,
             start=start,
             shuffle=shuffle,
@@ -212,7 +218,7 @@ class Trainer:
             group_by_length=self.args.group_by_length and shuffle,
             max_tokens=self.args.train_batch_tokens if shuffle else 0,
             rank=self.workers.data_rank,
-            world=self.world,
+            world=self.data_world,
             pad_to_multiple_of=self.fixed_length or self.workers.length_multiple,
             collate=self.objective.collate,
             length=self.objective.length,
@@ -221,7 +227,7 @@ class Trainer:
     def _batches_per_epoch(self) -> int:
         args = self.args
         lengths = lengths_of(self.train_data, self.objective.length) if args.train_batch_tokens else self.train_data
-        size = args.per_device_train_batch_size * self.world
+        size = args.per_device_train_batch_size * self.data_world
         return len(data.batch_indices(lengths, size, max_tokens=args.train_batch_tokens))
 
     def evaluate(self, batches: int | None = None) -> dict[str, float]:
@@ -254,7 +260,8 @@ class Trainer:
         loss = figures["loss"]
         self.report.write({"step": step, **{f"eval_{name}": value for name, value in figures.items()}})
         self.report.say(f"step {step}  evaluation " + "  ".join(f"{k} {v:.4f}" for k, v in figures.items()))
-        if self.state.best_loss is not None and loss >= self.state.best_loss:
+        worse = not math.isfinite(loss) or (self.state.best_loss is not None and loss >= self.state.best_loss)
+        if not self.workers.any(not worse):  # all workers save, or none: rounding may differ between them
             return False
         self.state.best_loss, self.state.best_step = loss, step
         return step < self.total or self.args.load_best_model_at_end
@@ -279,6 +286,7 @@ class Trainer:
 
     def _empty_output(self) -> None:
         checkpoint.clear(self.output)
+        checkpoint.remove(self.output / _PARTS)
         for name in _RESULTS:
             (self.output / name).unlink(missing_ok=True)
         with atomic_files(self.output):
@@ -338,7 +346,7 @@ class Trainer:
             "seed": args.seed,
             "steps": self.total,
             # Of all workers together: their number has no effect.
-            "batch size": 0 if args.train_batch_tokens else args.per_device_train_batch_size * self.world,
+            "batch size": 0 if args.train_batch_tokens else args.per_device_train_batch_size * self.data_world,
             "train_batch_tokens": args.train_batch_tokens,
             "optim": args.optim,
             "adam_beta1": args.adam_beta1,

@@ -26,7 +26,7 @@ def test_collectives_and_their_gradients_are_those_of_the_whole(job):
     for found in job[0]:
         assert found["groups"]
         for group, results in found["groups"].items():
-            assert len(results) >= 18
+            assert len(results) >= 20
             assert [name for name, right in results.items() if not right] == [], group
 
 

@@ -74,7 +74,7 @@ def test_sizes_are_the_degrees_and_multiply(config, opened):
         assert all(sizes[name] == getattr(config, name) for name in DEGREES)
         assert sizes["tensor"] * sizes["sequence"] * sizes["data"] * sizes["pipeline"] == mesh.world.size
         assert sizes["samples"] == sizes["data"] * sizes["sequence"] == sizes["expert"] * sizes["expert_samples"]
-        at_an_end = mesh.first_stage or mesh.last_stage
+        at_an_end = mesh.pipeline.index in (0, mesh.pipeline.size - 1)
         assert sizes["ends"] == (2 if config.pipeline > 1 and at_an_end else 1)
 
 
@@ -96,7 +96,6 @@ def test_members_differ_in_what_their_group_is_for(config, opened):
         held = {coordinates(member, config)[1] % e for member in mesh.expert_samples.ranks}
         assert held == {mesh.expert.index}
         assert {coordinates(member, config)[0] for member in mesh.ends.ranks} in ({0, config.pipeline - 1}, {mine[0]})
-        assert (mesh.first_stage, mesh.last_stage) == (mine[0] == 0, mine[0] == config.pipeline - 1)
 
 
 @pytest.mark.parametrize("config", LAYOUTS, ids=str)
@@ -120,7 +119,7 @@ def test_a_mesh_fills_in_what_is_left(opened):
     assert mesh.config.data == 2 and mesh.world.ranks == tuple(range(8))
     assert mesh.tensor.ranks == (4, 5) and mesh.data.ranks == (5, 7) and mesh.pipeline.ranks == (1, 5)
     assert mesh.data._handle == mesh.samples._handle == mesh.expert._handle == "data (5, 7)"
-    assert mesh.ends._handle == mesh.pipeline._handle == "pipeline (1, 5)" and mesh.last_stage
+    assert mesh.ends._handle == mesh.pipeline._handle == "pipeline (1, 5)"
     with pytest.raises(UserError, match="8 workers cannot be divided by"):
         Mesh(Workers(5, 8), ParallelConfig(tensor=3))
     with pytest.raises(UserError, match=r"parallel\.expert = 3 does not divide parallel\.data = 8"):

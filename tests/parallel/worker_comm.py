@@ -75,6 +75,15 @@ def gradients(group) -> dict[str, bool]:
     exchanged = [np.concatenate([own[j][i * rows : (i + 1) * rows] for j in range(size)]) for i in range(size)]
     back = np.concatenate([exchanged[j][index * rows : (index + 1) * rows] for j in range(size)])
     check("exchange_rows", lambda x: functional.exchange_rows(x, group, to, to), back, exchanged[index])
+    # All to the first member: the others get nothing, and send it back.
+    to, received = [4] + [0] * (size - 1), [4 if index == 0 else 0] * size
+
+    def there_and_back(x):
+        rows = functional.exchange_rows(x, group, to, received)
+        return functional.exchange_rows(rows * 3.0 if rows.size else rows, group, received, to)
+
+    right["uneven rows"] = np.allclose(there_and_back(x).asnumpy(), 3 * x.asnumpy())
+    check("uneven exchange_rows", there_and_back, 3 * own[index], own[index])
     return right
 
 
