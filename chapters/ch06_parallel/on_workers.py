@@ -20,7 +20,7 @@ import numpy as np
 from msllm.errors import UserError
 from msllm.files import write_json
 from msllm.parallel import ParallelConfig, Strategy, start_workers
-from msllm.parallel.verify import _reset_peak, _resident
+from msllm.parallel.verify import reset_peak, resident
 from msllm.parallel.zero import slice_of
 
 LEARNING_RATE, MAX_NORM = 1e-3, 1.0
@@ -73,12 +73,12 @@ def memory(workers, sizes: dict, batch: int, level: int) -> dict:
 
 def _held_bytes(workers, sizes: dict, batch: int, level: int) -> dict:
     gc.collect()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     strategy = Watched(workers, ParallelConfig(optimizer=level, micro_batches=2))
     step, optimizer, model = prepared(strategy, sizes)
     step(micro_batches_of(strategy, sizes, batch, 2, 0), LEARNING_RATE)  # now all that stays is there
     gc.collect()
-    _reset_peak()
+    reset_peak()
     for i in (1, 2):
         step(micro_batches_of(strategy, sizes, batch, 2, i), LEARNING_RATE)
     parameters = {id(p): p for p in (*model.get_parameters(), *strategy.parameters)}
@@ -86,7 +86,7 @@ def _held_bytes(workers, sizes: dict, batch: int, level: int) -> dict:
         "parameters": nbytes(parameters.values()),
         "gradients": strategy.gradient_bytes,
         "moments": nbytes([*optimizer.exp_avg, *optimizer.exp_avg_sq]),
-        "growth": _resident("VmHWM") - before,
+        "growth": resident("VmHWM") - before,
     }
     count = sum(int(np.prod(shape)) for shape in strategy.whole.values())
     return {"level": level, "numbers": count, "workers": workers.objects(row)}

@@ -86,12 +86,13 @@ def slices(job: Run) -> None:
     # The border of two flat shares falls somewhere into a matrix: the block of the first such is shown.
     cut_names = [p.name for p in owned[0] if p.flat != (0, math.prod(p.box)) and len(p.shape) > 1]
     block = int((re.findall(r"\.h\.(\d+)\.", " ".join(cut_names)) or ["0"])[0])
-    for name, parts, what, i in (("slices", held, "parameters", 0), ("shares", owned, "moments", block)):
+    # A checkpoint has each number once: of those with the same moments, such as of a norm, the first worker writes.
+    for name, parts, what, i in (("slices", held, "holds parameters", 0), ("shares", owned, "writes moments", block)):
         layout = found[name == "shares"]["layout"]
         matrices = ("wte", *(f"h.{i}.{matrix}" for matrix in MATRICES), "h.3.attn.c_attn")
         names = list(dict.fromkeys(f"transformer.{matrix}.weight" for matrix in matrices))
         tell_slices(job, layout, parts, (names[1], *cut_names), what)
-        picture = beside("pictures").owners(parts, names, f"{layout}: which worker holds which {what}")
+        picture = beside("pictures").owners(parts, names, f"{layout}: which worker {what}")
         job.savefig(f"{name}.png", picture)
     job.write_json("slices.json", {"layouts": [{**one, "checkpoint": Path(one["checkpoint"]).name} for one in found]})
 
@@ -99,7 +100,8 @@ def slices(job: Run) -> None:
 def tell_slices(job: Run, layout: str, parts: list, names: tuple, what: str) -> None:
     """Says how much each worker has, and what of a few parameters."""
     for rank, mine in enumerate(parts):
-        job.say(f"{layout}: worker {rank} has {sum(part.size for part in mine):,} {what}")
+        verb, things = what.split()
+        job.say(f"{layout}: worker {rank} {verb} {sum(part.size for part in mine):,} {things}")
         for part in mine:
             if part.name in names and (part.ranges or part.flat):
                 ranges = ", ".join(f"{start}:{stop}" for start, stop in part.ranges or ())

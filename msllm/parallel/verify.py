@@ -155,11 +155,14 @@ def verify(workers: Workers, names: list[str] | None, tell: Callable[[str], None
     for name, family, config in chosen(workers.world, names):
         tell(f"{name}: {config} on {family}")
         key = family, config.micro_batches if family == "mixtral" else 1  # balancing is by micro-batch
+        ready = folder / f"{family}-{key[1]}"
         if workers.rank == 0 and key not in references:
             run = _Run(Alone(), family, key[1])
             losses = [*run.train(), run.evaluate()]
             references[key] = losses, {p.name: p.asnumpy().copy() for p in run.model.get_parameters()}
-        workers.barrier()
+            ready.touch()
+        while not ready.exists():  # a collective would not wait for as long as a busy machine takes
+            time.sleep(0.05)
         row = _row(workers, name, family, config, references.get(key), folder)
         if workers.rank == 0:
             rows.append(row)
@@ -171,7 +174,7 @@ def verify(workers: Workers, names: list[str] | None, tell: Callable[[str], None
 
 def _row(workers: Workers, name: str, family: str, config: ParallelConfig, reference, folder: Path) -> Row | None:
     gc.collect()
-    before = _reset_peak()
+    before = reset_peak()
     strategy = Strategy(workers, config)
     start = time.perf_counter()
     run = _Run(strategy, family, config.micro_batches)
@@ -180,7 +183,7 @@ def _row(workers: Workers, name: str, family: str, config: ParallelConfig, refer
     seconds, sent = time.perf_counter() - start, workers.traffic.sent() / STEPS
     formula = bytes_per_step(strategy, BATCH, LENGTH, STEPS, masked=1 / 2)
     losses.append(run.evaluate())
-    measured = workers.objects((sent, formula, _resident("VmHWM") - before))
+    measured = workers.objects((sent, formula, resident("VmHWM") - before))
     strategy.save(folder / "part", None, {})
     if workers.rank:
         return None
@@ -250,13 +253,13 @@ def small_model(family: str):
     return model
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """Lets the peak of resident memory start over from what is in use, which is returned, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS")
+    return resident("VmRSS")
 
 
-def _resident(kind: str) -> int:
+def resident(kind: str) -> int:
     """Resident memory in bytes: "VmRSS" now, "VmHWM" at its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(kind)))

@@ -143,6 +143,8 @@ def test_the_body_is_embeddings_blocks_and_what_comes_last(built):
 def test_sizes_are_those_of_the_model(built):
     model, plan, expected = built
     found = sizes(model.config)
+    named = "attn_pdrop" if hasattr(model.config, "attn_pdrop") else "attention_dropout"
+    assert found.pop("attention_dropout") == getattr(model.config, named)
     assert found == expected
     assert len(getattr(model.body, plan.blocks)) == found["layers"]
     assert model.embedding.weight.shape[0] == found["vocab_size"]
@@ -157,13 +159,13 @@ def test_sizes_are_those_of_the_model(built):
 @pytest.mark.parametrize(
     ("cls", "expected"),
     [
-        (GPT2LMHeadModel, (12, 12, 12, 3072, 50257, 0)),
-        (OpenAIGPTLMHeadModel, (12, 12, 12, 3072, 40478, 0)),
-        (BloomForCausalLM, (8, 8, 2, 256, 250880, 0)),
-        (LlamaForCausalLM, (32, 32, 32, 11008, 32000, 0)),
-        (MixtralForCausalLM, (32, 8, 32, 14336, 32000, 8)),
+        (GPT2LMHeadModel, (12, 12, 12, 3072, 50257, 0, 0.1)),
+        (OpenAIGPTLMHeadModel, (12, 12, 12, 3072, 40478, 0, 0.1)),
+        (BloomForCausalLM, (8, 8, 2, 256, 250880, 0, 0.0)),
+        (LlamaForCausalLM, (32, 32, 32, 11008, 32000, 0, 0.0)),
+        (MixtralForCausalLM, (32, 8, 32, 14336, 32000, 8, 0.0)),
     ],
 )
 def test_sizes_of_a_configuration_that_says_nothing(cls, expected):
-    names = ("heads", "kv_heads", "layers", "inner", "vocab_size", "experts")
+    names = ("heads", "kv_heads", "layers", "inner", "vocab_size", "experts", "attention_dropout")
     assert sizes(cls.config_class.from_dict({})) == dict(zip(names, expected, strict=True))
