@@ -115,7 +115,7 @@ def pretrain(job: Run) -> None:
         shutil.copy(job.output / "loss.png", job.results / "pretrain-loss.png")
 
 
-@run("4.3 SST-2 with and without pre-training and auxiliary loss, three seeds each (about 25 minutes)", needs=("sst2",))
+@run("4.3 SST-2 with and without pre-training and auxiliary loss, three seeds each (about 30 minutes)", needs=("sst2",))
 def finetune(job: Run) -> None:
     ablation(job, str(job.file("sst2/train.tsv")), 3)
 

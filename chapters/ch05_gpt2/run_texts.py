@@ -4,7 +4,7 @@ from msllm.lessons import Run, run
 
 
 @run(
-    "5.3 a GPT-2 on Chinese documents, which the next two runs start from (about 20 minutes)",
+    "5.4 a GPT-2 on Chinese documents, which the next two runs start from (about 20 minutes)",
     needs=("clue_corpus_small",),
 )
 def chinese(job: Run) -> None:
@@ -45,7 +45,7 @@ def chinese(job: Run) -> None:
     job.write_json("chinese.json", {"evaluations": evaluations})
 
 
-@run("5.4 summaries after TL;DR: tuned, untuned and the first three sentences (about 15 minutes)")
+@run("5.4 summaries after TL;DR: tuned, untuned and the first three sentences (about 2 minutes)")
 def summaries(job: Run) -> None:
     import json
 
@@ -90,7 +90,7 @@ def summaries(job: Run) -> None:
     job.write_json("summaries.json", {"rouge": rows, "articles": metrics["count"]})
 
 
-@run("5.4 conversations: LoRA on ShareGPT records, then msllm chat (about 10 minutes)", needs=("llama_factory",))
+@run("5.4 conversations: LoRA on ShareGPT records, then msllm chat (about 2 minutes)", needs=("llama_factory",))
 def chat(job: Run) -> None:
     import json
 

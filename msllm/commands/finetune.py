@@ -115,7 +115,9 @@ def finetune(
         group,
     )
     if group is None or group.rank == 0:
-        print(f"saved {output}; try it: msllm chat --model {output}", file=sys.stderr)
+        articles = all(record.article is not None for record in records)
+        command = f"summarize --model {output} --text TEXT" if articles else f"chat --model {output}"
+        print(f"saved {output}; try it: msllm {command}", file=sys.stderr)
 
 
 def _fits(model: str, training: TrainingArguments, max_length: int, parallel: ParallelConfig) -> None:

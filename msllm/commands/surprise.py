@@ -56,18 +56,22 @@ def surprise(
     ids = tokenizer.encode(given, add_special_tokens=False)
     found = library.surprise(network, ids, tokenizer.prefix_ids, top_k, stride)
     texts = library.token_texts(tokenizer, ids)
+    lost = sum(i == getattr(tokenizer, "unk_token_id", None) for i in ids)
     rows = _rows(tokenizer, found, texts)
     whole = [*tokenizer.prefix_ids, *ids]
     maps = None if attention is None else _maps(network, whole, layer, heads)
     summary = _summary(found, texts)
+    if lost:  # what they stand for is not in the texts of the tokens
+        summary |= {"bits_per_character": None, "bits_per_byte": None}
     if json_output:
         print(json.dumps({"text": given, **summary, "rows": rows}, ensure_ascii=False))
     else:
         _show(rows, texts, color)
-        print(
-            "{scored} of {tokens} tokens scored: {bits_per_token:.3f} bits per token, {bits_per_character:.3f} per "
-            "character, {bits_per_byte:.3f} per byte; perplexity {perplexity:.2f}".format(**summary)
-        )
+        each = "{bits_per_character:.3f} per character, {bits_per_byte:.3f} per byte"
+        if lost:
+            each = f"{lost} of them not in the vocabulary, so that characters cannot be counted"
+        whole = f"{{scored}} of {{tokens}} tokens scored: {{bits_per_token:.3f}} bits per token, {each}; perplexity "
+        print((whole + "{perplexity:.2f}").format(**summary))
     if picture is not None:
         _draw_bars(rows[:_BARS], len(rows), Path(picture))
     if maps is not None:

@@ -20,6 +20,12 @@ _MAX_LENGTH = {
     "multiple-choice": 256,
 }
 _LM_WEIGHT = 0.5  # lambda of Radford et al. 2018, section 4.1
+# What predict wants, where it is not one text.
+_INPUTS = {
+    "similarity": "--text TEXT --text_pair TEXT",
+    "multiple-choice": "--context TEXT --choices TEXT TEXT",
+    "question-answering": "--question TEXT --context TEXT",
+}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -110,6 +116,9 @@ def finetune_task(
         parts["test"] = read_labelled(job, test_data, limit, needed=False)
     choose_labels(job, parts["train"], model, network_class)
     _run(job, network_class, model, parts, output, training, resume, overwrite, workers)
+    if workers is None or workers.rank == 0:
+        inputs = _INPUTS.get(task, "--text TEXT")
+        print(f"saved {output}; try it: msllm predict --model {output} {inputs}", file=sys.stderr)
 
 
 def _run(job, network_class, model: str, parts: dict, output: str, training, resume, overwrite, workers) -> None:
@@ -158,7 +167,6 @@ def _run(job, network_class, model: str, parts: dict, output: str, training, res
         if part not in results or training.load_best_model_at_end:
             results[part] = measure(part)
     _write_results(job, results, Path(output))
-    print(f"saved {output}; try it: msllm predict --model {output}", file=sys.stderr)
 
 
 def _write_results(job, results: dict[str, tuple[list[dict], dict | None]], output: Path) -> None:

@@ -128,7 +128,7 @@ def _sequences(record: LabelledText | Choices, both_orders: bool) -> list[tuple[
         return [(record.context, choice) for choice in record.choices]
     if record.pair is None:
         if both_orders:
-            raise UserError(f"{record.source} has one text, similarity compares two; add the second")
+            raise UserError(f"{record.source} has one text, similarity compares two; add the second (--text_pair)")
         return [(record.text,)]
     pair = (record.text, record.pair)
     return [pair, pair[::-1]] if both_orders else [pair]
