@@ -70,8 +70,8 @@ def surprise(
         each = "{bits_per_character:.3f} per character, {bits_per_byte:.3f} per byte"
         if lost:
             each = f"{lost} of them not in the vocabulary, so that characters cannot be counted"
-        whole = f"{{scored}} of {{tokens}} tokens scored: {{bits_per_token:.3f}} bits per token, {each}; perplexity "
-        print((whole + "{perplexity:.2f}").format(**summary))
+        line = f"{{scored}} of {{tokens}} tokens scored: {{bits_per_token:.3f}} bits per token, {each}; perplexity "
+        print((line + "{perplexity:.2f}").format(**summary))
     if picture is not None:
         _draw_bars(rows[:_BARS], len(rows), Path(picture))
     if maps is not None:
