@@ -8,7 +8,7 @@ import dataclasses
 from mindspore import nn
 
 from msllm.classic.neural_ngram import refuse_packed
-from msllm.layers import Dropout, Embedding, Linear
+from msllm.layers import CrossEntropy, Dropout, Embedding, Linear
 from msllm.models.config import ModelConfig
 from msllm.models.pretrained import PretrainedModel
 
@@ -49,6 +49,7 @@ class LSTMForCausalLM(PretrainedModel):
 
     def __init__(self, config: LSTMConfig):
         super().__init__(config)
+        self.cross_entropy = CrossEntropy()
         D, F, V = config.embedding_size, config.hidden_size, config.vocab_size
         self.embedding = Embedding(V, D, 1.0)
         self.lstm = nn.LSTM(D, F, config.num_hidden_layers, batch_first=True)

@@ -7,7 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from msllm.layers import Embedding, Linear
+from msllm.layers import CrossEntropy, Embedding, Linear
 from msllm.models.config import ModelConfig
 from msllm.models.pretrained import PretrainedModel
 
@@ -48,6 +48,7 @@ class NeuralNGram(PretrainedModel):
 
     def __init__(self, config: NeuralNGramConfig):
         super().__init__(config)
+        self.cross_entropy = CrossEntropy()
         N, D, F, V = config.context_size, config.embedding_size, config.hidden_size, config.vocab_size
         self.embedding = Embedding(V + 1, D, 1.0)
         self.hidden = Linear(N * D, F, std=(N * D) ** -0.5)

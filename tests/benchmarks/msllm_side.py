@@ -11,6 +11,7 @@ from msllm import kernels
 from msllm.generation import GenerationConfig, generate_ids
 from msllm.models.pretrained import model_class
 from msllm.tokenization import train_tokenizer
+from msllm.training.alone import Alone
 from msllm.training.objective import CAUSAL_LM, Objective
 from msllm.training.optimizer import AdamW
 from msllm.training.step import build_step
@@ -53,9 +54,9 @@ class Msllm(Side):
         """Makes ``step``: forward, backward, AdamW on a batch of ``rows`` x ``length`` tokens."""
         config = self.model.config
         self.model.set_train(True)
-        optimizer = AdamW(self.model.trainable_params(), (0.9, 0.999), 1e-8, 0.1)
-        objective = Objective(masked_lm_loss) if config.model_type == "bert" else CAUSAL_LM
-        step = build_step(self.model, objective, optimizer, 0.0, False)
+        objective, alone = Objective(masked_lm_loss) if config.model_type == "bert" else CAUSAL_LM, Alone()
+        optimizer = AdamW(alone.prepare(self.model, objective, False), (0.9, 0.999), 1e-8, 0.1)
+        step = build_step(alone, objective, optimizer, 0.0)
         ids, targets = batch(config.model_type, config.vocab_size, rows, length)
         tensors = {"input_ids": Tensor(ids), "targets": Tensor(targets.reshape(-1), ms.int32)}
         count = int(np.sum(targets != IGNORE_INDEX))

@@ -10,6 +10,7 @@ import msllm
 from msllm.data import IGNORED
 from msllm.models.gpt2 import GPT2ForSequenceClassification
 from msllm.models.openai_gpt import OpenAIGPTForSequenceClassification
+from msllm.training.alone import Alone
 from msllm.training.optimizer import AdamW
 from msllm.training.sequence_objectives import collate_sequences, record_logits, sequence_objective
 from msllm.training.step import build_step
@@ -101,7 +102,8 @@ def test_three_steps_equal_torch(classifier, kind, sequences, tmp_path):
         records = examples(4, 3, 2) + examples(8, 2, 2, seed=1)  # some have two choices, some three
     objective = sequence_objective(kind, LM_WEIGHT)
     # A large epsilon keeps Adam's first steps, which divide by the gradient itself, from magnifying rounding.
-    step = build_step(model, objective, AdamW(model.trainable_params(), (0.9, 0.999), 1e-3, 0.0), 0.0, False)
+    alone = Alone()
+    step = build_step(alone, objective, AdamW(alone.prepare(model, objective, False), (0.9, 0.999), 1e-3, 0.0), 0.0)
     optimizer = torch.optim.AdamW(theirs.parameters(), 1e-3, (0.9, 0.999), 1e-3, weight_decay=0.0)
     for start in range(0, 12, 4):
         batch = collate_sequences(records[start : start + 4], PAD)

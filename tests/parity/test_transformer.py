@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 from msllm.layers import sinusoidal  # noqa: E402
 from msllm.models.pretrained import from_pretrained  # noqa: E402
 from msllm.models.transformer import TransformerConfig, TransformerForTranslation  # noqa: E402
+from msllm.training.alone import Alone  # noqa: E402
 from msllm.training.optimizer import AdamW  # noqa: E402
 from msllm.training.step import build_step  # noqa: E402
 from msllm.training.translation import translation  # noqa: E402
@@ -111,7 +112,8 @@ def test_smoothed_loss_and_weights_after_three_steps(pre_norm):
     model.set_train(True)
     objective, b = translation(START, 0.1), batch()
     rates = [1e-2, 1e-3, 1e-3]
-    step = build_step(model, objective, AdamW(model.trainable_params(), (0.9, 0.98), EPSILON, 0.0), 0.0, False)
+    alone = Alone()
+    step = build_step(alone, objective, AdamW(alone.prepare(model, objective, False), (0.9, 0.98), EPSILON, 0.0), 0.0)
     optimizer = torch.optim.AdamW(reference.parameters(), 1e-2, (0.9, 0.98), EPSILON, 0.0)
     labels = torch.tensor(b["labels"]).long().reshape(-1)
     for rate in rates:
