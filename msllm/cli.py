@@ -197,7 +197,7 @@ def _readable(message: str, command: str) -> str:
     several = re.fullmatch(r'Parser key "(.+?)": .*Subtypes: \[(.+?)\] Errors: .*Given value: (.*)', text)
     if wrong := one or several:
         option, kind, value = wrong.groups()
-        names = re.findall(r"'([^']*)'", kind.partition("Literal")[2].partition("]")[0])
+        names = re.findall(r"[^\s',\[\]]+", kind.partition("Literal")[2].partition("]")[0])
         kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
         known = re.search(rf"\b({'|'.join(kinds)})\b", kind)
         expected = f"one of {', '.join(names)}" if names else kinds[known[1]] if known else kind

@@ -21,8 +21,11 @@ def convert(
             reads: a folder a rank and strategy.ckpt.
         tokenizer: folder of a tokenizer to put beside the weights of a checkpoint in parts.
     """
-    from msllm.training.checkpoint import LAYOUT
+    from msllm.training.checkpoint import LAYOUT, find
 
+    if not Path(source).is_dir():
+        near = ", ".join(path.name for path in find(Path(source).parent)) or "none"
+        raise UserError(f"{source} is not a folder; checkpoints beside it: {near}; choose one")
     if (Path(source) / LAYOUT).is_file():
         _convert_parts(Path(source), output, to, tokenizer)
     elif to != "huggingface" or tokenizer is not None:
@@ -55,6 +58,12 @@ def _convert_parts(source: Path, output: str, to: str, tokenizer: str | None) ->
         )
     owner = model_class(checkpoint.info["config"], source)
     to_folder(checkpoint, owner, output, None if tokenizer is None else load_tokenizer(tokenizer))
+    if tokenizer is None:
+        print(
+            "without a tokenizer: to use it on text, convert again with --tokenizer FOLDER, of the tokens or the model"
+        )
+    else:
+        print(f"try it: msllm generate --model {output} --prompt TEXT")
 
 
 def merge(adapter: str, output: str) -> None:

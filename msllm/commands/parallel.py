@@ -11,7 +11,7 @@ ACTIONS = ("verify",)
 
 
 def parallel(
-    action: str | None = None,
+    action: str = "verify",
     workers: int = 4,
     strategy: list[str] | None = None,
     output: str = "outputs/parallel",

@@ -159,7 +159,10 @@ def read_config(folder: str | Path) -> dict:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the path of a Hugging Face checkpoint folder")
     if (folder / "layout.json").is_file():
-        raise UserError(f"{folder} is a checkpoint in parts; make a folder of it: msllm convert --source {folder} ...")
+        raise UserError(
+            f"{folder} is a checkpoint in parts; make a folder of it: "
+            f"msllm convert --source {folder} --tokenizer FOLDER --output FOLDER"
+        )
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} lacks config.json; found: {weights.list_folder(folder)}; "

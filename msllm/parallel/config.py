@@ -82,6 +82,10 @@ class ParallelConfig:
         self._check_values()
         config, rest, others = self, self.model_degree, " x ".join(DEGREES[1:])
         if self.data == 0:
+            if workers == 1 and rest > 1:
+                raise UserError(
+                    f"{others} = {self._product(DEGREES[1:])} = {rest}, and there is one worker; add --workers {rest}"
+                )
             if workers % rest:
                 raise UserError(
                     f"{workers} workers cannot be divided by {others} = {self._product(DEGREES[1:])} = {rest}; use "

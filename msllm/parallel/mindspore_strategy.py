@@ -24,7 +24,9 @@ from msllm.parallel.sharded import ShardedCheckpoint, new_folder, slice_from
 from msllm.parallel.slices import Slice
 
 STRATEGY, SHAPES = "strategy.ckpt", "shapes.json"
-_NEXT = "write it for another layout first: msllm.parallel.sharded.reshard"
+_NEXT = (
+    "go on in a layout without such cuts (--parallel.tensor 1) and export that, or use msllm.parallel.sharded.reshard"
+)
 
 
 @dataclasses.dataclass(frozen=True)

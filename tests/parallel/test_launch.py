@@ -331,7 +331,10 @@ def test_finetune_starts_itself_too(tmp_path, started):
     [
         (["--workers", "0"], "workers is 0, expected 1 or more"),
         (["--workers", "4", "--parallel.tensor", "3"], "4 workers cannot be divided by tensor x pipeline x sequence"),
-        (["--parallel.tensor", "2"], "1 workers cannot be divided by"),
+        (
+            ["--parallel.tensor", "2"],
+            "tensor x pipeline x sequence = 2 x 1 x 1 = 2, and there is one worker; add --workers 2",
+        ),
         (["--time_limit", "5"], "time_limit is 5 and workers 1; it ends several workers: leave it out"),
     ],
 )

@@ -110,6 +110,7 @@ def test_blocks_that_are_computed_twice_drop_out_the_same(tokens, tmp_path):
         (["--parallel.tensor", "3"], "4 workers cannot be divided by"),
         (["--parallel.expert", "2"], "the model has no experts"),
         (["--parallel.micro_batches", "3"], "a batch of 4 examples cannot be cut into 3 micro-batches"),
+        (["--parallel.optimizer", "4"], "--parallel.optimizer is '4', expected one of 0, 1, 2, 3"),
         (["--parallel.tensr", "2"], "unknown option --parallel.tensr (did you mean '--parallel.tensor'?)"),
     ],
 )
