@@ -34,7 +34,7 @@ def experts(job: Run) -> None:
         )
         job.say(f"{name}: validation loss {figures[name]['validation_loss']:.4f}")
         job.say(f"  tokens of the busiest expert over the mean, by layer: {busiest}; of the idlest: {idlest}")
-    job.write_json("experts.json", {"figures": figures, "weights": WEIGHTS, "runs": runs})
+    job.write_json("experts.json", {"figures": figures, "weights": WEIGHTS})
     layer = int(np.argmax(figures["without balancing"]["busiest_over_mean"]))
     job.savefig("experts.png", pictures().experts(runs, layer))
 
