@@ -186,12 +186,22 @@ class _Job:
             own = {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": rank, "RANK_ID": rank, "DEVICE_ID": rank}
             self._start(rank, {**shared, **own})
 
+    def _threads(self) -> dict[str, str]:
+        """The cores of this machine shared among the workers, whose kernels would else wait for each other."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return {"MSLLM_THREADS": str(max(1, cores // self.workers))}
+
     def _start(self, rank: int, environment: dict) -> None:
         with self.log(rank).open("wb") as out:
             # A session of its own: a Ctrl-C at the terminal is for this process, which passes it on.
             self._processes[rank] = subprocess.Popen(
                 self.command,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **{k: str(v) for k, v in environment.items()}},
+                env={
+                    **self._threads(),
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    **{k: str(v) for k, v in environment.items()},
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
