@@ -124,18 +124,14 @@ def _fits(model: str, training: TrainingArguments, max_length: int, parallel: Pa
     """Raises UserError where a model or its batches cannot be spread so."""
     if parallel.plain:
         return
-    from msllm.models.pretrained import model_class, read_config
-    from msllm.parallel.plans import plan_for, sizes
+    from msllm.commands.loading import check_layout, model_config
+    from msllm.parallel.plans import sizes
 
-    values = read_config(model)
-    config = model_class(values, f"{model}/config.json").config_class.from_dict(values)
-    plan_for(config.model_type)
-    parallel.check_training(training.optim, training.jit)
+    config = model_config(model)
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     # Rows are filled up to a multiple of what the workers share, and must not leave the model's positions.
     length = longest if longest is not None and max_length >= longest else None
-    batch = None if training.train_batch_tokens else training.per_device_train_batch_size
-    parallel.check(**sizes(config), length=length, batch=batch)
+    check_layout(parallel, training, config.model_type, sizes(config), length)
 
 
 def _files(names: list[str] | str | None) -> list[str]:

@@ -35,6 +35,32 @@ def open_checkpoint(folder: str):
     return model, tokenizer
 
 
+def model_config(folder: str):
+    """Returns the configuration of a model folder, without its weights; UserError as from_pretrained."""
+    from msllm.models.pretrained import model_class, read_config
+
+    values = read_config(folder)
+    return model_class(values, f"{folder}/config.json").config_class.from_dict(values)
+
+
+def check_layout(parallel, training, model_type: str, known: dict, length: int | None) -> None:
+    """Raises UserError where a model or its batches cannot be spread so.
+
+    Args:
+        parallel: the ParallelConfig.
+        training: the TrainingArguments.
+        model_type: the family.
+        known: sizes of the model, see msllm.parallel.plans.sizes.
+        length: see ParallelConfig.check.
+    """
+    from msllm.parallel.plans import plan_for
+
+    plan_for(model_type)
+    parallel.check_training(training.optim, training.jit)
+    batch = None if training.train_batch_tokens else training.per_device_train_batch_size
+    parallel.check(**known, length=length, batch=batch)
+
+
 def check_vocabulary(tokenizer, model, folder: str) -> None:
     """Raises UserError where the tokenizer has ids that the model does not know; ``folder`` is named in it."""
     if tokenizer.vocab_size > model.config.vocab_size:

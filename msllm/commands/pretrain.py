@@ -114,23 +114,19 @@ class _Job:
         """Raises UserError where the model or its batches cannot be spread so."""
         if parallel.plain:
             return
-        from msllm.parallel.plans import plan_for, sizes
+        from msllm.commands.loading import check_layout, model_config
+        from msllm.parallel.plans import sizes
 
-        plan_for(self.family)
+        length = self.block_size
         if self.model is not None:
-            from msllm.models.pretrained import model_class, read_config
-
-            values = read_config(self.model)
-            known = sizes(model_class(values, f"{self.model}/config.json").config_class.from_dict(values))
+            known = sizes(model_config(self.model))
         else:
             heads, width = self.sizes["heads"], self.sizes["hidden_size"]
             inner = self.sizes["intermediate_size"] or 4 * width
             known = {"heads": heads, "kv_heads": heads, "layers": self.sizes["layers"], "inner": inner, "experts": 0}
             known["attention_dropout"] = self.sizes["dropout"]
-        parallel.check_training(self.training.optim, self.training.jit)
-        longest = self.sizes["max_positions"] if self.model is None else None
-        length, batch = self.block_size or longest, self.training.per_device_train_batch_size
-        parallel.check(**known, length=length, batch=None if self.training.train_batch_tokens else batch)
+            length = length or self.sizes["max_positions"]
+        check_layout(parallel, self.training, self.family, known, length)
 
     def _family(self) -> str:
         """Returns the model type, from the options and what the data are for."""

@@ -149,12 +149,14 @@ class LlamaBlock(nn.Cell):
 
 
 class LlamaModel(nn.Cell):
-    """Token ids to hidden states (B, T, D)."""
+    """Token ids to hidden states (B, T, D), through blocks of ``block_class``."""
 
-    def __init__(self, config: LlamaConfig):
+    block_class: type[nn.Cell] = LlamaBlock
+
+    def __init__(self, config):
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.initializer_range)
-        self.layers = nn.CellList([LlamaBlock(config, i) for i in range(config.num_hidden_layers)])
+        self.layers = nn.CellList([self.block_class(config, i) for i in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings)
 

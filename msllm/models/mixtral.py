@@ -8,10 +8,10 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from msllm.errors import UserError
-from msllm.layers import Embedding, MoE, RMSNorm, Rotary, positions, run_blocks
+from msllm.layers import MoE, RMSNorm
 from msllm.models.causal_lm import CausalLM
 from msllm.models.config import ModelConfig
-from msllm.models.llama import LlamaAttention
+from msllm.models.llama import LlamaAttention, LlamaModel
 
 DEFAULT_ARCHITECTURE = "MixtralForCausalLM"
 
@@ -124,35 +124,10 @@ class MixtralBlock(nn.Cell):
         return None
 
 
-class MixtralModel(nn.Cell):
-    """Token ids to hidden states (B, T, D)."""
+class MixtralModel(LlamaModel):
+    """LLaMA's body with Mixtral's blocks."""
 
-    def __init__(self, config: MixtralConfig):
-        super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.initializer_range)
-        self.layers = nn.CellList([MixtralBlock(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings)
-
-    def embed(self, input_ids, position_ids):
-        """What the first block gets."""
-        return self.embed_tokens(input_ids)
-
-    def between(self, position_ids, total_length: int) -> dict:
-        """What every block gets beside the residual stream."""
-        return {"rotary": self.rotary(position_ids, total_length)}
-
-    def finish(self, x_BTD, update_BTD):
-        """What the head gets."""
-        return self.norm.add(x_BTD, update_BTD)[1]
-
-    def construct(self, input_ids, attention_mask=None, position_ids=None, row_start=None, cache=None):
-        T = input_ids.shape[1]
-        start = 0 if cache is None else cache.length
-        if position_ids is None:
-            position_ids = positions(T, start)
-        x_BTD, rest = self.embed(input_ids, position_ids), self.between(position_ids, start + T)
-        return self.finish(*run_blocks(self.layers, x_BTD, attention_mask, row_start, cache, **rest))
+    block_class = MixtralBlock
 
 
 class MixtralForCausalLM(CausalLM):

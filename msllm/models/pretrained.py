@@ -129,6 +129,10 @@ class PretrainedModel(nn.Cell):
         """The inverse of sanitize."""
         return tensors
 
+    def config_values(self) -> dict:
+        """Returns what config.json says of this model and of the tensors that are written."""
+        return {**self.config.to_dict(), "architectures": [type(self).__name__], "torch_dtype": "float32"}
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """Returns the tensors as Hugging Face names and lays them out, float32."""
         return self.unsanitize({p.name: p.asnumpy() for p in self.get_parameters()})
@@ -146,8 +150,7 @@ class PretrainedModel(nn.Cell):
 
     def write_files(self, folder: Path, tokenizer=None, max_shard_bytes: int = 5 * 10**9) -> None:
         """Writes the files of save_pretrained into an existing folder."""
-        values = {**self.config.to_dict(), "architectures": [type(self).__name__], "torch_dtype": "float32"}
-        write_json(folder / "config.json", values)
+        write_json(folder / "config.json", self.config_values())
         weights.write_weights(folder, self.state_dict(), max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

@@ -53,7 +53,7 @@ def to_folder(
         )
     files = _files_of(shapes, max_shard_bytes)
     with atomic_folder(output) as tmp:
-        write_json(tmp / "config.json", _config(model))
+        write_json(tmp / "config.json", model.config_values())
         table, total = {}, 0
         for i, names in enumerate(files):
             tensors = {name: checkpoint.full("param", name).astype(np.float32, copy=False) for name in names}
@@ -81,11 +81,7 @@ def from_folder(source: str | Path, output: str | Path, info: Mapping) -> None:
     """
     target, model = new_folder(output), from_pretrained(source)
     write_part(target, 0, [("param", Slice(p.name, tuple(p.shape)), p.asnumpy()) for p in model.get_parameters()])
-    finish(target, 1, {**info, "config": _config(model)})
-
-
-def _config(model: PretrainedModel) -> dict:
-    return {**model.config.to_dict(), "architectures": [type(model).__name__], "torch_dtype": "float32"}
+    finish(target, 1, {**info, "config": model.config_values()})
 
 
 def _built(model: PretrainedModel | type[PretrainedModel], checkpoint: ShardedCheckpoint) -> PretrainedModel:

@@ -379,11 +379,6 @@ def _empty(logs: Path) -> Path:
     return logs
 
 
-def free_port() -> int:
-    """Returns a TCP port of this machine that nobody listens on."""
-    return _open_port(0)
-
-
 def _open_port(port: int) -> int:
     """Returns the port, or a free one for 0; UserError where somebody listens there."""
     with socket.socket() as s:

@@ -5,9 +5,8 @@ import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor
+from mindspore import Parameter, Tensor
 
 from msllm import kernels
 from msllm.errors import UserError
@@ -27,6 +26,7 @@ from msllm.parallel.spread import spread_layers
 from msllm.parallel.whole import WholeCheckpoint
 from msllm.parallel.zero import Shares, shares_of, slice_of
 from msllm.training import checkpoint
+from msllm.training.alone import scaled_value_and_grad
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -83,7 +83,7 @@ class Strategy:
         streams = mesh.tensor.size if self.config.split_norms else 1
         self.random_offset = (mesh.pipeline.index * mesh.samples.size + mesh.samples.index) * streams
         self.random_offset += mesh.tensor.index if self.config.split_norms else 0
-        self.zigzag = self.config.attention == "ring"
+        self._places = functools.partial(token_places, zigzag=self.config.attention == "ring")
         self.length_multiple = self.config.length_multiple
         self.pipeline: Pipeline | None = None
 
@@ -126,8 +126,7 @@ class Strategy:
             self.pipeline = Pipeline(stage, objective, self.config.schedule, self.width, split)
         core = None
         if mesh.sequence.size > 1:
-            kind = RingAttention if self.zigzag else HeadAttention
-            core = kind(mesh.sequence, functools.partial(token_places, zigzag=self.zigzag))
+            core = {"ring": RingAttention, "heads": HeadAttention}[self.config.attention](mesh.sequence, self._places)
         use_core(core)
         self._held = [dataclasses.asdict(slice_of(p)) for p in model.get_parameters()]
         self.tied = None
@@ -167,7 +166,8 @@ class Strategy:
         self._block_owned = [p for shares in block_shares for p in shares.owned]
         owned = [p for shares in self._shares for p in shares.owned] if self.config.optimizer else whole
         self.parameters: list[Parameter] = [*owned, *self._block_owned]
-        self._graph = ParameterTuple([*whole, *self._block_owned])
+        self._graph = [*whole, *self._block_owned]
+        self._value_and_grad = scaled_value_and_grad(self.model, self.objective, self._graph)
         self._let_go_between()
 
     def is_expert(self, name: str) -> bool:
@@ -177,10 +177,6 @@ class Strategy:
     def samples(self, of_experts: bool):
         """The workers with other tokens and the same parameters, of experts or of the rest."""
         return self.mesh.expert_samples if of_experts else self.mesh.samples
-
-    def _places(self, length: int) -> np.ndarray:
-        """The places of this worker's tokens in examples of ``length`` tokens."""
-        return token_places(length, self.mesh.sequence.size, self.mesh.sequence.index, self.zigzag)
 
     def sum_array(self, values: np.ndarray) -> np.ndarray:
         """Returns counts of this worker's tokens (any shape) summed over all that have other tokens."""
@@ -195,7 +191,7 @@ class Strategy:
         if self.mesh.sequence.size == 1:
             return tensors, counts
         B, T = tensors["input_ids"].shape
-        places = self._places(T)
+        places = self._places(T, self.mesh.sequence.size, self.mesh.sequence.index)
         whole = {"position_ids": positions(T), **tensors, "targets": tensors["targets"].reshape(B, T)}
         local = {k: Tensor(np.ascontiguousarray(v.asnumpy()[:, places])) for k, v in whole.items()}
         # The targets were counted in the whole batch; those of layers are not by tokens.
@@ -223,19 +219,14 @@ class Strategy:
             terms = self.pipeline.step(batches, scale, collect)
         else:
             terms = np.zeros(max(1, scale.size))
-            run = ms.value_and_grad(self._forward, None, self._graph, has_aux=True)
             for tensors in batches:
-                (_, values), new = run(tensors, scale)
+                (_, values), new = self._value_and_grad(tensors, scale)
                 terms = terms + np.atleast_1d(values.asnumpy().astype(np.float64))
                 collect({p.name: g for p, g in zip(self._graph, new, strict=True)})
         if self.config.optimizer < 2:
             gradients = self._summed(self._sum_partial(gradients))
         self._let_go_between()
         return self.sum_terms(terms), [gradients[p.name] for p in self.parameters]
-
-    def _forward(self, tensors, scale):
-        terms = self.objective.loss(self.model, tensors) * scale
-        return (terms if terms.ndim == 0 else terms.sum()), terms
 
     def _summed(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sums gradients of whole parameters over the workers with other tokens."""
@@ -341,8 +332,7 @@ class Strategy:
         states, held = self.mesh.world.objects(kernels.get_rng_state()), self.mesh.world.objects(self._held)
         self.barrier()
         if self.rank == 0:
-            config = {**self.model.config.to_dict(), "architectures": [type(self.model).__name__]}
-            about = {"layout": self._layout(), "random": states, "config": config, "held": held}
+            about = {"layout": self._layout(), "random": states, "config": self.model.config_values(), "held": held}
             sharded.finish(folder, self.world, {**info, **about})
 
     def _layout(self) -> dict:

@@ -1,6 +1,6 @@
 """What the loop asks of the processes of a run, as the only one answers it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import mindspore as ms
 import numpy as np
@@ -9,6 +9,16 @@ from mindspore import ParameterTuple, Tensor, ops
 from msllm import kernels
 from msllm.errors import UserError
 from msllm.training.objective import Objective
+
+
+def scaled_value_and_grad(model, objective: Objective, parameters: list) -> Callable:
+    """Returns (tensors, scale) -> ((loss, terms), gradients): of scale * terms, (K,) or (), and of their sum."""
+
+    def forward(tensors, scale):
+        terms = objective.loss(model, tensors) * scale
+        return terms if terms.ndim == 0 else ops.reduce_sum(terms), terms
+
+    return ms.value_and_grad(forward, None, ParameterTuple(parameters), has_aux=True)
 
 
 class Alone:
@@ -37,13 +47,8 @@ class Alone:
         if jit and kernels.active() == "cpu":
             raise UserError("jit needs stock kernels, the C++ ones run in PyNative; set MSLLM_KERNELS=stock")
         parameters = list(model.trainable_params())
-
-        def forward(tensors, scale):
-            terms = objective.loss(model, tensors) * scale
-            return terms if terms.ndim == 0 else ops.reduce_sum(terms), terms
-
         self._model, self._objective = model, objective
-        self._value_and_grad = ms.value_and_grad(forward, None, ParameterTuple(parameters), has_aux=True)
+        self._value_and_grad = scaled_value_and_grad(model, objective, parameters)
         if jit:
             self._value_and_grad = ms.jit(self._value_and_grad)
         return parameters

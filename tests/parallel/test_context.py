@@ -1,9 +1,6 @@
 """Attention among workers that share the tokens: member by member in this process, and all together under msrun."""
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +11,7 @@ from mindspore import Tensor, ops
 
 from msllm import kernels, layers
 from msllm.errors import UserError
-from msllm.parallel import context, launch
+from msllm.parallel import context, run_job
 from msllm.parallel.attention_blocks import Block, block_forward, merge, nothing_seen
 from msllm.parallel.comm import Group, Traffic
 from msllm.parallel.context import HeadAttention, RingAttention, ring_bytes, runs, token_places
@@ -320,35 +317,9 @@ def test_a_cache_is_refused_by_whole_blocks_too(table, core):
 
 
 def run_workers(workers: int, folder: Path) -> list[dict]:
-    """Runs worker_context under msrun; returns what each worker measured."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    root = str(Path(__file__).parents[2])
-    options = {
-        "worker_num": workers,
-        "local_worker_num": workers,
-        "master_port": launch.free_port(),
-        "join": True,
-        "cluster_time_out": 120,
-        "log_dir": folder / "logs",
-    }
+    """Runs worker_context on several workers; returns what each of them measured."""
     output = folder / "result.json"
-    command = [
-        shutil.which("msrun", path=path),
-        *(f"--{k}={v}" for k, v in options.items()),
-        worker_context.__file__,
-        str(output),
-    ]
-    with (folder / "msrun.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env={**os.environ, "PATH": path, "PYTHONPATH": root}, stdout=log, stderr=log
-        )
-        try:
-            code = process.wait(400)
-        except subprocess.TimeoutExpired:
-            launch._end(process, patience=0)
-            raise
-    logs = "".join(p.read_text(errors="replace")[-2000:] for p in sorted((folder / "logs").glob("worker_*.log")))
-    assert code == 0 and output.exists(), logs
+    run_job([sys.executable, worker_context.__file__, str(output)], workers, folder / "logs", timeout=400)
     return json.loads(output.read_text(encoding="utf-8"))
 
 
