@@ -23,7 +23,13 @@ COMMANDS = {
     "data": "data:data",
     "pretraining-data": "prepare:pretraining_data",
     "pretrain": "pretrain:pretrain",
-    "parallel": "parallel:parallel",
+    "parallel verify": "parallel:verify",
+    "parallel compile": "compile:compile_layout",
+    "parallel plan": "plan:plan",
+    "ranktable generate": "ranktable:generate",
+    "ranktable merge": "ranktable:merge",
+    "ranktable check": "ranktable:check",
+    "ranktable show": "ranktable:show",
     "train-translator": "translate:train_translator",
     "translate": "translate:translate",
     "finetune-task": "tasks:finetune_task",
@@ -38,11 +44,13 @@ COMMANDS = {
     "info": "info:info",
 }
 
-# command -> the parameter that may stand without its name, and its help: msllm chapter 2
+# command -> the parameter that may stand without its name, its help and how many values it takes: msllm chapter 2
 POSITIONAL = {
-    "chapter": ("number", "The number of a chapter; without it, the chapters are listed."),
-    "data": ("action", "What to do: tokenize."),
-    "parallel": ("action", "What to do: verify."),
+    "chapter": ("number", "The number of a chapter; without it, the chapters are listed.", "?"),
+    "data": ("action", "What to do: tokenize.", "?"),
+    "ranktable merge": ("tables", "Rank tables, in the order of their ranks.", "*"),
+    "ranktable check": ("table", "A rank table.", "?"),
+    "ranktable show": ("table", "A rank table.", "?"),
 }
 
 
@@ -90,18 +98,20 @@ def _run(argv: list[str]) -> int:
 
         print(f"msllm {__version__}")
         return 0
-    if argv[0] not in COMMANDS:
-        raise UserError(f"unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)}; known are {', '.join(COMMANDS)}")
-    function = _function(argv[0])
-    parser, groups = _parser(argv[0], function)
+    command, words = _command(argv)
+    if command is None:
+        print(_overview(argv[0]))
+        return 0
+    function = _function(command)
+    parser, groups = _parser(command, function)
     options = {s: a for a in parser._actions for s in a.option_strings}
-    _check_options(argv[1:], options, argv[0])
+    _check_options(words, options, command)
     try:
-        values = parser.parse_args(_with_flag_values(argv[1:], function, groups))
+        values = parser.parse_args(_with_flag_values(words, function, groups))
         arguments = parser.instantiate_classes(values).as_dict()
     except ArgumentError as e:
-        raise UserError(_readable(str(e), argv[0])) from None
-    for name, cls in list(groups.items())[:1]:
+        raise UserError(_readable(str(e), command)) from None
+    for name, cls in _flat(groups).items():
         chosen = {f.name: arguments.pop(f.name) for f in dataclasses.fields(cls)}
         if name == "generation":
             from msllm.commands.generate import with_saved_options
@@ -117,6 +127,29 @@ def _run(argv: list[str]) -> int:
     return code if isinstance(code, int) else 0  # some return what they made, for callers in Python
 
 
+def _command(argv: list[str]) -> tuple[str | None, list[str]]:
+    """Returns the command, of one word or two, and the words after it; None where only help for a group is wanted."""
+    if argv[0] in COMMANDS:
+        return argv[0], argv[1:]
+    actions = [name.split()[1] for name in COMMANDS if name.startswith(f"{argv[0]} ")]
+    if not actions:
+        known = list(dict.fromkeys(name.split()[0] for name in COMMANDS))
+        raise UserError(f"unknown command {argv[0]!r}{nearest(argv[0], known)}; known are {', '.join(known)}")
+    if len(argv) == 1 or argv[1] in ("-h", "--help"):
+        return None, []
+    if argv[1] not in actions:
+        raise UserError(
+            f"unknown command {' '.join(argv[:2])!r}{nearest(argv[1], actions)}; after {argv[0]} comes "
+            f"{', '.join(actions)}"
+        )
+    return " ".join(argv[:2]), argv[2:]
+
+
+def _flat(groups: dict[str, type]) -> dict[str, type]:
+    """The dataclass parameter whose fields are options of their own: the first one, but for a layout of workers."""
+    return {name: cls for name, cls in list(groups.items())[:1] if name != "parallel"}
+
+
 def _function(command: str) -> Callable:
     module, name = COMMANDS[command].split(":")
     return getattr(__import__(f"msllm.commands.{module}", fromlist=[name]), name)
@@ -125,19 +158,20 @@ def _function(command: str) -> Callable:
 def _parser(command: str, function: Callable):
     """Returns the parser of a command and its dataclass parameters.
 
-    The fields of the first one are options of their own (--learning_rate), those of others carry its name (--lora.r).
+    The fields of the first one are options of their own (--learning_rate), those of others, and those of a layout of
+    workers, carry its name (--lora.r).
     """
     from jsonargparse import ArgumentParser
 
     groups = {p: t for p, t in typing.get_type_hints(function).items() if dataclasses.is_dataclass(t)}
     parser = ArgumentParser(prog=f"msllm {command}", description=_summary(function), exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with options; options given here override it.")
-    name, text = POSITIONAL.get(command, (None, None))
+    name, text, nargs = POSITIONAL.get(command, (None, None, None))
     if name is not None:
-        parser.add_argument(name, nargs="?", help=text)
+        parser.add_argument(name, nargs=nargs, help=text)
     parser.add_function_arguments(function, skip={*groups, name} - {None}, fail_untyped=True)
-    for i, (name, cls) in enumerate(groups.items()):
-        parser.add_class_arguments(cls, nested_key=name if i else None)
+    for name, cls in groups.items():
+        parser.add_class_arguments(cls, nested_key=None if name in _flat(groups) else name)
     return parser, groups
 
 
@@ -151,8 +185,9 @@ def _check_options(argv: list[str], options: dict, command: str) -> None:
 def _with_flag_values(argv: list[str], function: Callable, groups: dict) -> list[str]:
     """Lets a bare --flag mean --flag=true for the options that are true or false."""
     hints = dict(typing.get_type_hints(function))
-    for i, (name, cls) in enumerate(groups.items()):
-        hints |= {f"{name}.{k}" if i else k: v for k, v in typing.get_type_hints(cls).items()}
+    for name, cls in groups.items():
+        prefix = "" if name in _flat(groups) else f"{name}."
+        hints |= {f"{prefix}{k}": v for k, v in typing.get_type_hints(cls).items()}
     flags = {f"--{name}" for name, kind in hints.items() if kind is bool}
     out = []
     for i, word in enumerate(argv):
@@ -211,12 +246,14 @@ def _summary(function: Callable) -> str:
     return inspect.getdoc(function).split("\n\n")[0]
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:{width}}{_summary(_function(name))}" for name in COMMANDS]
+def _overview(group: str = "") -> str:
+    """Lists all commands, or those of two words that begin with ``group``."""
+    names = [name for name in COMMANDS if not group or name.startswith(f"{group} ")]
+    width = max(map(len, names)) + 2
+    lines = [f"  {name:{width}}{_summary(_function(name))}" for name in names]
     return "\n".join(
         [
-            "usage: msllm COMMAND [--config FILE.yaml] [OPTIONS]",
+            f"usage: msllm {f'{group} ...' if group else 'COMMAND'} [--config FILE.yaml] [OPTIONS]",
             "",
             "commands:",
             *lines,

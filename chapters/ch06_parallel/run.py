@@ -20,13 +20,13 @@ def verify(job: Run) -> None:
     import contextlib
     import io
 
-    from msllm.commands.parallel import parallel
+    from msllm.commands import parallel
     from msllm.files import read_json
 
     pictures = beside("pictures")
     for workers in (2,) if job.quick else (2, 4, 8):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            code = parallel("verify", workers, QUICK_STRATEGIES if job.quick else None, str(job.output))
+            code = parallel.verify(workers, QUICK_STRATEGIES if job.quick else None, str(job.output))
         job.write_text(f"verify-{workers}.txt", printed.getvalue())
         table = printed.getvalue().splitlines()
         found = read_json(job.output / f"verify-{workers}.json")

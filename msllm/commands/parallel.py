@@ -7,11 +7,8 @@ from pathlib import Path
 
 from msllm.errors import UserError
 
-ACTIONS = ("verify",)
 
-
-def parallel(
-    action: str = "verify",
+def verify(
     workers: int = 4,
     strategy: list[str] | None = None,
     output: str = "outputs/parallel",
@@ -20,7 +17,6 @@ def parallel(
     """Runs every way of spreading a model on workers of this machine against one process, and prints a table.
 
     Args:
-        action: verify.
         workers: how many.
         strategy: names of those to run; without it, all that so many workers can show.
         output: folder of the logs and of verify-WORKERS.json.
@@ -29,8 +25,6 @@ def parallel(
     Returns:
         0, or 1 where a row is not within its bounds.
     """
-    if action not in ACTIONS:
-        raise UserError(f"the action is {action!r}, expected {', '.join(ACTIONS)}; try msllm parallel verify")
     if workers not in (2, 4, 8):
         raise UserError(
             f"workers is {workers}, expected 2, 4 or 8: the models have 8 layers, heads and experts; use one of them"
@@ -59,7 +53,7 @@ def _run_rows(names: list[str] | None, output: Path) -> int:
     from msllm import kernels
     from msllm.files import write_json
     from msllm.parallel import start_workers
-    from msllm.parallel.verify import BOUND, STEPS, verify
+    from msllm.parallel.verify import BOUND, STEPS, run_rows
 
     workers = start_workers()
 
@@ -67,7 +61,7 @@ def _run_rows(names: list[str] | None, output: Path) -> int:
         if workers.rank == 0:
             print(line, file=sys.stderr, flush=True)
 
-    rows = verify(workers, names, tell)
+    rows = run_rows(workers, names, tell)
     if workers.rank == 0:
         values = [{**dataclasses.asdict(row), "holds": row.holds} for row in rows]
         about = {"workers": workers.world, "steps": STEPS, "bound": BOUND, "kernels": kernels.active()}

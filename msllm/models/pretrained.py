@@ -16,7 +16,7 @@ from msllm.models import weights
 from msllm.models.config import ModelConfig
 
 log = logging.getLogger(__name__)
-_NOT_FAMILIES = ("causal_lm", "config", "pretrained", "weights")
+_NOT_FAMILIES = ("causal_lm", "config", "presets", "pretrained", "weights")
 _HYPHENATED = {"openai_gpt": "openai-gpt"}  # module -> model type, where a module cannot be called so
 
 

@@ -35,6 +35,9 @@ class ParallelConfig:
         chunks: pieces of the model on each stage, for the interleaved schedule.
         cut: how layers are dealt out to stages: as many each, or of equal measured cost.
         recompute: keep only the input of each block and compute the rest again in the backward pass.
+        mode: who spreads the model: explicit is msllm's own collectives (CPU workers and Ascend), auto is MindSpore's
+            auto-parallel front end (Ascend).
+        search: of the auto mode: none takes the layout as given, the others let MindSpore choose how operators are cut.
     """
 
     data: int = 0
@@ -50,6 +53,8 @@ class ParallelConfig:
     chunks: int = 1
     cut: Literal["layers", "cost"] = "layers"
     recompute: bool = False
+    mode: Literal["explicit", "auto"] = "explicit"
+    search: Literal["none", "sharding_propagation", "recursive_programming", "dynamic_programming"] = "none"
 
     @property
     def world(self) -> int:

@@ -141,7 +141,7 @@ def chosen(workers: int, names: list[str] | None) -> list[tuple[str, str, Parall
     return [(name, *pair) for name, pairs in known.items() if not names or name in names for pair in pairs]
 
 
-def verify(workers: Workers, names: list[str] | None, tell: Callable[[str], None] = lambda line: None) -> list[Row]:
+def run_rows(workers: Workers, names: list[str] | None, tell: Callable[[str], None] = lambda line: None) -> list[Row]:
     """Runs strategies, and the same steps in one process; returns a row of each, on the first worker.
 
     Args:
