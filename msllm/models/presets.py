@@ -1,0 +1,83 @@
+"""Sizes of published models by name, for work that needs a configuration and no weights: planning, compiling, training
+from nothing. The values are those of each model's config.json."""
+
+from pathlib import Path
+
+from msllm.errors import UserError, nearest
+from msllm.files import read_json
+from msllm.models.config import ModelConfig
+from msllm.models.pretrained import model_class, read_config
+
+
+def _gpt2(width: int, layers: int, heads: int) -> dict:
+    return {"model_type": "gpt2", "vocab_size": 50257, "n_embd": width, "n_layer": layers, "n_head": heads}
+
+
+def _llama(width: int, inner: int, layers: int, heads: int, **more) -> dict:
+    return {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **more,
+    }
+
+
+def _bloom(width: int, layers: int, heads: int) -> dict:
+    return {
+        "model_type": "bloom",
+        "vocab_size": 250880,
+        "hidden_size": width,
+        "n_layer": layers,
+        "n_head": heads,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 3,
+    }
+
+
+_LLAMA3 = {"vocab_size": 128256, "rope_theta": 500000.0, "max_position_embeddings": 8192, "num_key_value_heads": 8}
+_LLAMA3 |= {"bos_token_id": 128000, "eos_token_id": 128001}
+
+PRESETS = {
+    "gpt2": _gpt2(768, 12, 12),
+    "gpt2-medium": _gpt2(1024, 24, 16),
+    "gpt2-large": _gpt2(1280, 36, 20),
+    "gpt2-xl": _gpt2(1600, 48, 25),
+    "llama2-7b": _llama(4096, 11008, 32, 32),
+    "llama2-13b": _llama(5120, 13824, 40, 40),
+    "llama2-70b": _llama(8192, 28672, 80, 64, num_key_value_heads=8),
+    "llama3-8b": _llama(4096, 14336, 32, 32, **_LLAMA3),
+    "llama3-70b": _llama(8192, 28672, 80, 64, **_LLAMA3),
+    "bloom-560m": _bloom(1024, 24, 16),
+    "bloom-1b7": _bloom(2048, 24, 16),
+    "bloom-7b1": _bloom(4096, 30, 32),
+}
+
+
+def config_of(name: str | Path) -> ModelConfig:
+    """Returns the configuration of a preset, of a Hugging Face folder, or of a config.json.
+
+    Raises:
+        UserError: neither a preset nor a path; as from_pretrained for a folder's config.json.
+    """
+    if str(name) in PRESETS:
+        values, where = PRESETS[str(name)], str(name)
+    elif Path(name).is_file():
+        values, where = read_json(name), str(name)
+        if not isinstance(values, dict):
+            raise UserError(f"{name} holds a {type(values).__name__}, expected an object as in config.json")
+    elif Path(name).exists():
+        values, where = read_config(name), f"{name}/config.json"
+    else:
+        raise UserError(
+            f"unknown model {str(name)!r}{nearest(str(name), PRESETS)}; give a Hugging Face folder, a config.json, or "
+            f"one of {', '.join(PRESETS)}"
+        )
+    return model_class(values, where).config_class.from_dict(values)
