@@ -5,10 +5,12 @@ uses fused operators. The choice is made at import, from the device or from the 
 MSLLM_KERNELS, and ``use`` changes it: callers write ``kernels.linear(...)``, so they follow.
 """
 
+import contextlib
 import importlib
 import os
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 
 from msllm.errors import UserError, nearest
 from msllm.kernels.device import DEVICE  # before any other import of mindspore: it sets how mindspore starts
@@ -18,6 +20,7 @@ from msllm.kernels import stock
 from msllm.kernels.random_state import get_rng_state, set_rng_state, set_seed
 from msllm.kernels.stock import (
     adamw,
+    add,
     add_layer_norm,
     add_rms_norm,
     attention,
@@ -45,6 +48,7 @@ __all__ = [
     "DEVICE",
     "active",
     "adamw",
+    "add",
     "add_layer_norm",
     "add_rms_norm",
     "attention",
@@ -60,6 +64,7 @@ __all__ = [
     "linear_gelu",
     "make_decoder",
     "packed_attention",
+    "replaced",
     "rms_norm",
     "rotary",
     "rotary_angles",
@@ -110,6 +115,21 @@ def use(name: str) -> None:
     for function in stock.__all__:
         globals()[function] = getattr(module, function)
     _active = module.__name__.rsplit(".", 1)[1]
+
+
+@contextlib.contextmanager
+def replaced(**functions: Callable) -> Iterator[None]:
+    """While open, some kernels are others of the same signature and the rest are stock, for compiling a model.
+
+    ``active`` is "stock" then.
+    """
+    before = _active
+    use("stock")
+    try:
+        globals().update(functions)
+        yield
+    finally:
+        use(before)
 
 
 def _auto():

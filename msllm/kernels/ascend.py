@@ -11,6 +11,7 @@ from mindspore import Tensor, ops
 
 from msllm.kernels import stock
 from msllm.kernels.stock import (
+    add,
     cache_write,
     cross_entropy,
     dropout,
@@ -28,6 +29,7 @@ from msllm.kernels.stock import (
 
 __all__ = [
     "adamw",
+    "add",
     "add_layer_norm",
     "add_rms_norm",
     "attention",

@@ -13,10 +13,11 @@ from mindspore.common._grad_function import _Function
 from msllm.errors import UserError, nearest
 from msllm.kernels.compiled import check, check_dtype, cpp, next_mask
 from msllm.kernels.cpu_attention import attention, cache_write, make_decoder, packed_attention, rotary, rotary_angles
-from msllm.kernels.stock import split_packed  # the same in every table
+from msllm.kernels.stock import add, split_packed  # the same in every table
 
 __all__ = [
     "adamw",
+    "add",
     "add_layer_norm",
     "add_rms_norm",
     "attention",

@@ -17,6 +17,7 @@ from msllm.kernels.device import DEVICE
 # The table: what every implementation has.
 __all__ = [
     "adamw",
+    "add",
     "add_layer_norm",
     "add_rms_norm",
     "attention",
@@ -77,6 +78,11 @@ def embedding_sum(ids, weights):
     for more, weight in zip(ids[1:], weights[1:]):
         total = total + embedding(more, weight)
     return total
+
+
+def add(x, y):
+    """Returns x + y: x (B, ...), y the same or (1, ...)."""
+    return x + y
 
 
 def linear_gelu(x, weight, bias, approximate="none"):

@@ -95,7 +95,7 @@ def sum_embeddings(ids, tables):
     """Returns the sum of the rows that two Embeddings, or cells in their place, give for their ids (B or 1, T)."""
     if kernels.active() == "cpu" and _are_plain(tables):
         return kernels.embedding_sum(ids, [table.weight for table in tables])
-    return tables[0](ids[0]) + tables[1](ids[1])
+    return kernels.add(tables[0](ids[0]), tables[1](ids[1]))
 
 
 def _are_plain(tables) -> bool:

@@ -42,12 +42,12 @@ def spread_layers(model, plan: Plan, mesh: Mesh) -> set[str]:
             partial = {n for n in names.values() if n not in cut and not (inside and inside in n)}
     if plan.experts:
         for block in getattr(model.body, plan.blocks):
-            layer = _cell(block, plan.experts)
+            layer = cell_at(block, plan.experts)
             spread(layer, mesh.expert, mesh.tensor)
             if mesh.samples.size > 1:
                 layer.shares = GlobalShares(mesh.samples)
             if split:
-                _put(block, plan.experts, WholeTokens(layer, mesh.tensor))
+                put_cell(block, plan.experts, WholeTokens(layer, mesh.tensor))
     for parameter in model.get_parameters():  # moving a cell may have named its parameters anew
         parameter.name = parameter.slice.name if hasattr(parameter, "slice") else names[id(parameter)]
     return partial
@@ -56,19 +56,19 @@ def spread_layers(model, plan: Plan, mesh: Mesh) -> set[str]:
 def _spread_block(block: nn.Cell, plan: Plan, mesh: Mesh) -> None:
     group, split = mesh.tensor, mesh.config.split_norms
     for path in (*plan.columns, *plan.rows):
-        if type(_cell(block, path)) is not Linear:
+        if type(cell_at(block, path)) is not Linear:
             raise UserError(
-                f"{path} is a {type(_cell(block, path)).__name__}, and only a plain Linear can be cut; train "
+                f"{path} is a {type(cell_at(block, path)).__name__}, and only a plain Linear can be cut; train "
                 f"adapters with --parallel.tensor 1"
             )
     owners = [path.rpartition(".")[0] for path in plan.columns]
     entries = {owner: Entry(group, split, owners.count(owner)) for owner in owners}
     for owner, (path, matrices) in zip(owners, plan.columns.items()):
-        _put(block, path, ColumnLinear(_cell(block, path), entries[owner], matrices))
+        put_cell(block, path, ColumnLinear(cell_at(block, path), entries[owner], matrices))
     for path in plan.rows:
-        _put(block, path, RowLinear(_cell(block, path), group, split))
+        put_cell(block, path, RowLinear(cell_at(block, path), group, split))
     for path, attribute in plan.counts:
-        cell = _cell(block, path)
+        cell = cell_at(block, path)
         setattr(cell, attribute, getattr(cell, attribute) // group.size)
 
 
@@ -87,12 +87,14 @@ def _spread_ends(model, plan: Plan, mesh: Mesh) -> None:
     model.cross_entropy = VocabularyCrossEntropy(group, vocab_size)
 
 
-def _cell(block: nn.Cell, path: str) -> nn.Cell:
+def cell_at(block: nn.Cell, path: str) -> nn.Cell:
+    """Returns the cell within a block that a plan names."""
     for name in path.split("."):
         block = getattr(block, name)
     return block
 
 
-def _put(block: nn.Cell, path: str, new: nn.Cell) -> None:
+def put_cell(block: nn.Cell, path: str, new: nn.Cell) -> None:
+    """Puts another cell in its place."""
     owner, _, name = path.rpartition(".")
-    setattr(_cell(block, owner) if owner else block, name, new)
+    setattr(cell_at(block, owner) if owner else block, name, new)

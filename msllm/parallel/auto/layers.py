@@ -1,0 +1,218 @@
+"""The library's layers with operators that say how they are cut, for MindSpore's auto-parallel.
+
+Each cell has operators of its own: one that is used in two places would get one strategy for both. Shapes: B batch,
+T tokens, N = B T, I inputs, O outputs, D width, V vocabulary.
+"""
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+
+from msllm import kernels
+from msllm.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, parameter
+from msllm.parallel.auto.cuts import DATA, LOGITS, ROWS, STREAM, TENSOR, Cuts
+
+WHOLE, COLUMNS, ROWS_OF_MATRIX = "whole", "columns", "rows"
+
+
+class CutLinear(nn.Cell):
+    """y = x W^T + b with the matrix cut by columns (some outputs each), by rows (some inputs each) or whole.
+
+    Args:
+        linear: what it stands for; its parameters are taken over.
+        kind: WHOLE, COLUMNS or ROWS_OF_MATRIX.
+    """
+
+    def __init__(self, linear: Linear, kind: str, cuts: Cuts):
+        super().__init__()
+        self.weight, self.bias, self.dtype = linear.weight, linear.bias, cuts.dtype
+        rows, columns = {WHOLE: (1, 1), COLUMNS: (TENSOR, 1), ROWS_OF_MATRIX: (1, TENSOR)}[kind]
+        self.matmul = cuts(ops.MatMul(transpose_b=True), (DATA, columns), (rows, columns), product=True)
+        self.add = cuts(ops.Add(), (DATA, rows), (rows,))
+        self.cast, self.reshape = ops.Cast(), ops.Reshape()
+
+    def construct(self, x):
+        """x (B, T, I) -> (B, T, O)."""
+        B, T, width = x.shape
+        y = self.matmul(self.reshape(x, (B * T, width)), self.cast(self.weight, self.dtype))
+        if self.bias is not None:
+            y = self.add(y, self.cast(self.bias, self.dtype))
+        return self.reshape(y, (B, T, -1))
+
+    def gelu(self, x, kind: str):
+        """x (B, T, I) -> GELU(y) (B, T, O)."""
+        return kernels.gelu(self.construct(x), kind)
+
+
+class PackedLinear(nn.Cell):
+    """Queries, keys and values of one projection whose rows are (3, H, C): three matrices, each cut by columns.
+
+    MindSpore cuts an axis into blocks, and a block of all 3 H C rows would be queries alone. So the parameter is
+    (3, H C, I) here, as msllm.parallel.mindspore_strategy writes it too.
+
+    Args:
+        linear: a Linear of 3 O' outputs.
+    """
+
+    def __init__(self, linear: Linear, cuts: Cuts):
+        super().__init__()
+        self.weight, self.dtype = unpacked(linear.weight), cuts.dtype
+        self.bias = None if linear.bias is None else unpacked(linear.bias)
+        self.product = cuts(
+            ops.BatchMatMul(transpose_b=True), (1, DATA, 1), (1, TENSOR, 1), product=True
+        )
+        self.add = cuts(ops.Add(), (1, DATA, TENSOR), (1, 1, TENSOR))
+        self.tile = cuts(ops.Tile(), (1, DATA, 1))
+        self.cast, self.reshape, self.expand = ops.Cast(), ops.Reshape(), ops.ExpandDims()
+
+    def construct(self, x):
+        """x (B, T, I) -> (3, B, T, O'), which kernels.packed_attention of msllm.kernels.sharded takes."""
+        B, T, width = x.shape
+        x = self.tile(self.reshape(x, (1, B * T, width)), (3, 1, 1))
+        y = self.product(x, self.cast(self.weight, self.dtype))
+        if self.bias is not None:
+            y = self.add(y, self.cast(self.expand(self.bias, 1), self.dtype))
+        return self.reshape(y, (3, B, T, -1))
+
+
+def unpacked(packed: Parameter) -> Parameter:
+    """Returns a new parameter (3, O', ...) of the name and the initial values of one (3 O', ...)."""
+    shape = (3, packed.shape[0] // 3, *packed.shape[1:])
+    new = parameter(shape, packed.init)
+    if packed.has_init is False:  # it holds values, of a checkpoint
+        new.set_data(Tensor(packed.asnumpy().reshape(shape)))
+    new.name = packed.name
+    return new
+
+
+class CutEmbedding(nn.Cell):
+    """Rows of a table; the tensor-parallel workers share its rows where their number divides them.
+
+    Args:
+        embedding: what it stands for.
+        head: whether the table is the head of the model too.
+        positions: whether it is one of positions, which all examples share.
+    """
+
+    def __init__(self, embedding: Embedding, cuts: Cuts, head: bool = False, positions: bool = False):
+        super().__init__()
+        self.weight, self.dtype = embedding.weight, cuts.dtype
+        rows = TENSOR if cuts.divides(self.weight.shape[0]) and not positions else 1
+        self.gather = cuts(ops.Gather(), (rows, 1), (1 if positions else DATA, 1))
+        self.cast = ops.Cast()
+        self.out = TiedHead(self.weight, cuts) if head else None
+
+    def construct(self, ids):
+        """ids int32 (B, T) -> (B, T, D)."""
+        return self.cast(self.gather(self.weight, ids, 0), self.dtype)
+
+    def logits(self, x):
+        """x (B, T, D) -> (B, T, V)."""
+        return self.out(x)
+
+
+class TiedHead(nn.Cell):
+    """The product with the table of an embedding; a cell, so that it can be on another stage than the embedding."""
+
+    def __init__(self, weight: Parameter, cuts: Cuts):
+        super().__init__(auto_prefix=False)
+        self.weight, self.dtype = weight, cuts.dtype
+        rows = TENSOR if cuts.divides(weight.shape[0]) else 1
+        self.matmul = cuts(ops.MatMul(transpose_b=True), ROWS, (rows, 1), product=True)
+        self.cast, self.reshape = ops.Cast(), ops.Reshape()
+
+    def construct(self, x):
+        """x (B, T, D) -> (B, T, V)."""
+        B, T, width = x.shape
+        y = self.matmul(self.reshape(x, (B * T, width)), self.cast(self.weight, self.dtype))
+        return self.reshape(y, (B, T, -1))
+
+
+class CutRMSNorm(nn.Cell):
+    """See msllm.layers.RMSNorm."""
+
+    def __init__(self, norm: RMSNorm, cuts: Cuts):
+        super().__init__()
+        self.weight, self.eps, self.dtype, self.fused = norm.weight, norm.eps, cuts.dtype, cuts.fused
+        self.norm = cuts(ops.RmsNorm(norm.eps), STREAM, (1,)) if cuts.fused else None
+        self.sum = cuts(ops.Add(), STREAM, STREAM)
+        self.square, self.mean = cuts(ops.Square(), STREAM), cuts(ops.ReduceMean(keep_dims=True), STREAM)
+        self.plus, self.root = cuts(ops.Add(), STREAM, ()), cuts(ops.Rsqrt(), STREAM)
+        self.divide, self.scale = cuts(ops.Mul(), STREAM, STREAM), cuts(ops.Mul(), STREAM, (1,))
+        self.cast = ops.Cast()
+
+    def construct(self, x):
+        """x (B, T, D) -> (B, T, D)."""
+        x = self.cast(x, ms.float32)
+        if self.fused:
+            return self.cast(self.norm(x, self.weight)[0], self.dtype)
+        root = self.root(self.plus(self.mean(self.square(x), -1), self.eps))
+        return self.cast(self.scale(self.divide(x, root), self.weight), self.dtype)
+
+    def add(self, x, y):
+        """x and y (B, T, D) -> x + y and its norm; y may be None."""
+        total = x if y is None else self.sum(x, y)
+        return total, self.construct(total)
+
+
+class CutLayerNorm(nn.Cell):
+    """See msllm.layers.LayerNorm."""
+
+    def __init__(self, norm: LayerNorm, cuts: Cuts):
+        super().__init__()
+        self.weight, self.bias, self.dtype = norm.weight, norm.bias, cuts.dtype
+        operator = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=norm.eps)
+        self.norm, self.sum = cuts(operator, STREAM, (1,), (1,)), cuts(ops.Add(), STREAM, STREAM)
+        self.cast = ops.Cast()
+
+    def construct(self, x):
+        """x (B, T, D) -> (B, T, D)."""
+        return self.cast(self.norm(self.cast(x, ms.float32), self.weight, self.bias)[0], self.dtype)
+
+    def add(self, x, y):
+        """x and y (B, T, D) -> x + y and its norm; y may be None."""
+        total = x if y is None else self.sum(x, y)
+        return total, self.construct(total)
+
+
+class CutDropout(nn.Cell):
+    """See msllm.layers.Dropout; the masks are MindSpore's own."""
+
+    def __init__(self, dropout: Dropout, cuts: Cuts):
+        super().__init__()
+        self.p = dropout.p
+        self.drop = cuts(ops.Dropout(1.0 - dropout.p), STREAM)
+
+    def construct(self, x):
+        """x (B, T, D) -> (B, T, D)."""
+        if self.training and self.p > 0:
+            return self.drop(x)[0]
+        return x
+
+
+class CutCrossEntropy(nn.Cell):
+    """See msllm.layers.CrossEntropy; the workers of a tensor group share the vocabulary.
+
+    Args:
+        vocab_size: V.
+    """
+
+    def __init__(self, cuts: Cuts, vocab_size: int):
+        super().__init__()
+        logits = LOGITS if cuts.divides(vocab_size) else ROWS
+        self.top, self.minus = cuts(ops.ReduceMax(keep_dims=True), logits), cuts(ops.Sub(), logits, ROWS)
+        self.exp, self.sum = cuts(ops.Exp(), logits), cuts(ops.ReduceSum(keep_dims=True), logits)
+        self.log, self.one_hot = cuts(ops.Log(), ROWS), cuts(ops.OneHot(), logits, (), ())
+        self.pick, self.pick_sum = cuts(ops.Mul(), logits, logits), cuts(ops.ReduceSum(keep_dims=True), logits)
+        self.difference, self.differs = cuts(ops.Sub(), ROWS, ROWS), cuts(ops.NotEqual(), (DATA,), ())
+        self.hide = cuts(ops.Mul(), (DATA,), (DATA,))
+        self.cast, self.reshape = ops.Cast(), ops.Reshape()
+        self.on, self.off = Tensor(1.0, ms.float32), Tensor(0.0, ms.float32)
+
+    def construct(self, logits_NV, labels_N, ignore_index=-100):
+        """logits (N, V), labels int32 (N,) -> float32 (N,), 0 where the label is ``ignore_index``."""
+        z = self.cast(logits_NV, ms.float32)
+        z = self.minus(z, ops.stop_gradient(self.top(z, -1)))
+        chosen = self.one_hot(labels_N, z.shape[-1], self.on, self.off)  # all zeros for a negative label
+        loss = self.difference(self.log(self.sum(self.exp(z), -1)), self.pick_sum(self.pick(chosen, z), -1))
+        kept = self.cast(self.differs(labels_N, ignore_index), ms.float32)
+        return self.hide(self.reshape(loss, (-1,)), kept)

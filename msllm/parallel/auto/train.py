@@ -1,0 +1,111 @@
+"""One optimiser step as one graph: forward, backward, and AdamW on whatever part of the parameters a card has.
+
+Logically it is one card's program over the whole batch; MindSpore's auto-parallel makes each card's part of it.
+"""
+
+import mindspore as ms
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from msllm.parallel.auto.cuts import DATA, Cuts
+
+DECAYED_DIMENSIONS = 2
+
+
+class BlockLoss(nn.Cell):
+    """The summed loss of next tokens in blocks: see training.losses.causal_lm_loss."""
+
+    def __init__(self, model, cuts: Cuts):
+        super().__init__()
+        self.model, self.sum = model, cuts(ops.ReduceSum(), (DATA,))
+
+    def construct(self, input_ids, targets):
+        """input_ids int32 (B, T), targets int32 (B, T) -> float32 scalar."""
+        logits = self.model(input_ids)
+        losses = self.model.cross_entropy(ops.reshape(logits, (-1, logits.shape[-1])), ops.reshape(targets, (-1,)))
+        return self.sum(losses, ())
+
+
+class AdamW(nn.Cell):
+    """AdamW in a graph (Loshchilov and Hutter 2019, algorithm 2), after clipping by the norm of all gradients.
+
+    The moments are clones of the parameters, so that MindSpore cuts them alike.
+
+    Args:
+        parameters: those that are trained.
+        betas, epsilon, weight_decay: as in training.optimizer; biases and norms are not decayed.
+        max_grad_norm: 0 turns clipping off.
+    """
+
+    def __init__(self, parameters: ParameterTuple, betas, epsilon: float, weight_decay: float, max_grad_norm: float):
+        super().__init__(auto_prefix=False)
+        self.parameters = parameters
+        self.exp_avg = parameters.clone(prefix="exp_avg", init="zeros")
+        self.exp_avg_sq = parameters.clone(prefix="exp_avg_sq", init="zeros")
+        self.beta1, self.beta2 = betas
+        self.epsilon, self.max_grad_norm = epsilon, max_grad_norm
+        self.decay = tuple(weight_decay if len(p.shape) >= DECAYED_DIMENSIONS else 0.0 for p in parameters)
+        self.step = Parameter(Tensor(0.0, ms.float32), name="optimizer_step")
+        self.square, self.sum, self.root, self.add = ops.Square(), ops.ReduceSum(), ops.Sqrt(), ops.AddN()
+        # By this attribute auto-parallel knows a sum of squares: it divides it by the cards that have the same numbers
+        # and sums it over those that have others.
+        self.mark = ops.ExpandDims().add_prim_attr("grad_scale", True)
+
+    def construct(self, gradients, learning_rate):
+        """gradients: a tuple as ``parameters``; learning_rate: float32 scalar. Returns the norm of all gradients."""
+        norm = self.norm(gradients)
+        clip = ops.ones_like(norm)
+        if self.max_grad_norm > 0:
+            clip = ops.minimum(clip, self.max_grad_norm / (norm + 1e-6))
+        step = self.step + 1.0
+        correction1, correction2 = 1.0 - self.beta1**step, 1.0 - self.beta2**step
+        done = ops.assign(self.step, step)
+        for i in range(len(self.parameters)):
+            gradient = gradients[i] * clip
+            mean = self.exp_avg[i] * self.beta1 + gradient * (1.0 - self.beta1)
+            square = self.exp_avg_sq[i] * self.beta2 + gradient * gradient * (1.0 - self.beta2)
+            direction = (mean / correction1) / (self.root(square / correction2) + self.epsilon)
+            kept = self.parameters[i] * (1.0 - learning_rate * self.decay[i])
+            new = kept - learning_rate * direction
+            done = ops.depend(done, (
+                ops.assign(self.exp_avg[i], mean),
+                ops.assign(self.exp_avg_sq[i], square),
+                ops.assign(self.parameters[i], new),
+            ))
+        return ops.depend(norm, done)
+
+    def norm(self, gradients):
+        """The root of the sum of all squares, (1,)."""
+        squares = ()
+        for gradient in gradients:
+            squares += (self.mark(self.sum(self.square(gradient), ()), 0),)
+        return self.root(self.add(squares))
+
+
+class TrainStep(nn.Cell):
+    """Forward and backward pass and the update.
+
+    Args:
+        loss: a cell (input_ids, targets) -> the sum of the losses, or a PipelineCell or GradAccumulationCell of one.
+        optimizer: an AdamW.
+        accumulates: whether ``loss`` is one of the latter two.
+    """
+
+    def __init__(self, loss: nn.Cell, optimizer: AdamW, accumulates: bool):
+        super().__init__(auto_prefix=False)
+        self.loss, self.optimizer = loss, optimizer
+        self.weights = optimizer.parameters
+        self.gradient = ops.GradOperation(get_by_list=True, sens_param=True)
+        self.reducer = nn.PipelineGradReducer(self.weights) if accumulates else nn.Identity()
+
+    def construct(self, input_ids, targets, scale, learning_rate):
+        """Returns (mean loss, norm of the gradients).
+
+        Args:
+            input_ids, targets: int32 (B, T).
+            scale: float32 scalar, 1 / number of targets.
+            learning_rate: float32 scalar.
+        """
+        loss = self.loss(input_ids, targets)
+        gradients = self.gradient(self.loss, self.weights)(input_ids, targets, scale)
+        norm = self.optimizer(self.reducer(gradients), learning_rate)
+        return loss * scale, norm
