@@ -38,6 +38,11 @@ class ParallelConfig:
         mode: who spreads the model: explicit is msllm's own collectives (CPU workers and Ascend), auto is MindSpore's
             auto-parallel front end (Ascend).
         search: of the auto mode: none takes the layout as given, the others let MindSpore choose how operators are cut.
+        servers: parameter servers: that many of the workers keep the parameters and update them, the others train (Li
+            et al. 2014, "Scaling Distributed Machine Learning with the Parameter Server").
+        staleness: 0 has the servers wait for the gradients of all who train: the step is that of data parallelism.
+            Above 0, a gradient is applied as it comes, and whoever trains is at most so many steps ahead of the slowest
+            (Ho et al. 2013, "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server").
     """
 
     data: int = 0
@@ -55,11 +60,13 @@ class ParallelConfig:
     recompute: bool = False
     mode: Literal["explicit", "auto"] = "explicit"
     search: Literal["none", "sharding_propagation", "recursive_programming", "dynamic_programming"] = "none"
+    servers: int = 0
+    staleness: int = 0
 
     @property
     def world(self) -> int:
         """The number of workers."""
-        return math.prod(getattr(self, name) for name in DEGREES)
+        return math.prod(getattr(self, name) for name in DEGREES) + self.servers
 
     @property
     def model_degree(self) -> int:
@@ -68,8 +75,8 @@ class ParallelConfig:
 
     @property
     def plain(self) -> bool:
-        """Whether all workers have the whole model and do the same: any model can be trained so."""
-        return dataclasses.replace(self, data=0) == ParallelConfig()
+        """Whether all who train have the whole model and do the same: any model can be trained so."""
+        return dataclasses.replace(self, data=0, servers=0, staleness=0) == ParallelConfig()
 
     @property
     def length_multiple(self) -> int:
@@ -85,6 +92,8 @@ class ParallelConfig:
                 data-parallel workers cannot share.
         """
         self._check_values()
+        if self.servers:
+            return self._with_servers(workers)
         config, rest, others = self, self.model_degree, " x ".join(DEGREES[1:])
         if self.data == 0:
             if workers == 1 and rest > 1:
@@ -111,6 +120,20 @@ class ParallelConfig:
             )
         return config
 
+    def _with_servers(self, workers: int) -> "ParallelConfig":
+        if not self.plain:
+            raise UserError(
+                f"parallel.servers is {self.servers}, and those who train have the whole model each; leave out the "
+                f"other parallel options, or servers"
+            )
+        trainers = workers - self.servers
+        if trainers < 1 or self.data not in (0, trainers):
+            raise UserError(
+                f"parallel.servers is {self.servers}, and {max(trainers, 0)} of {workers} workers are left to train; "
+                f"use {self.servers + max(self.data, 2)} workers"
+            )
+        return dataclasses.replace(self, data=trainers)
+
     def _check_values(self) -> None:
         for field in dataclasses.fields(self):
             value, known = getattr(self, field.name), get_args(field.type)
@@ -124,6 +147,14 @@ class ParallelConfig:
                 raise UserError(f"parallel.{name} is {getattr(self, name)}, expected 1 or more; leave it out for 1")
         if self.data < 0:
             raise UserError(f"parallel.data is {self.data}, expected 1 or more; leave it out for what is left")
+        for name in ("servers", "staleness"):
+            if getattr(self, name) < 0:
+                raise UserError(f"parallel.{name} is {getattr(self, name)}, expected 0 or more; leave it out for 0")
+        if self.staleness and not self.servers:
+            raise UserError(
+                f"parallel.staleness is {self.staleness}, and only parameter servers take stale gradients; add "
+                f"--parallel.servers 1, or leave it out"
+            )
 
     def check_training(self, optim: str, jit: bool) -> None:
         """Raises UserError where the options of training do not go with a layout that is not plain."""
@@ -277,6 +308,8 @@ class ParallelConfig:
         """The degrees above 1 in short, such as "dp2 tp2 zero1"."""
         short = {"data": "dp", "sequence": "sp", "tensor": "tp", "pipeline": "pp", "expert": "ep"}
         words = [f"{short[n]}{getattr(self, n)}" for n in short if getattr(self, n) > 1]
+        words += [f"{self.servers} server{'s' * (self.servers > 1)}"] if self.servers else []
+        words += [f"staleness {self.staleness}"] if self.staleness else []
         return " ".join(words + ([f"zero{self.optimizer}"] if self.optimizer else [])) or "one worker"
 
 

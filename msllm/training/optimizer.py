@@ -27,8 +27,11 @@ class Optimizer:
         # A piece of a parameter says what the whole is.
         decayed = (getattr(p, "decayed", p.ndim >= _DECAYED_DIMENSIONS) for p in self.parameters)
         self.decay = [weight_decay if d else 0.0 for d in decayed]
-        self.exp_avg = [ops.zeros(p.shape, ms.float32) for p in self.parameters]
-        self.exp_avg_sq = [ops.zeros(p.shape, ms.float32) for p in self.parameters]
+        self.exp_avg, self.exp_avg_sq = self.zeros(), self.zeros()
+
+    def zeros(self):
+        """Returns the first moments: what is read and set by the number of a parameter."""
+        return [ops.zeros(p.shape, ms.float32) for p in self.parameters]
 
     def step(self, grads: list[Tensor], learning_rate: float, grad_scale: float) -> None:
         """Updates the parameters in place; gradients are first multiplied by ``grad_scale``."""
@@ -55,8 +58,9 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Restores what state_dict returned; KeyError where it belongs to other parameters."""
         self.step_count = int(state["step"][0])
-        self.exp_avg = [Tensor(np.array(state[f"exp_avg.{p.name}"])) for p in self.parameters]
-        self.exp_avg_sq = [Tensor(np.array(state[f"exp_avg_sq.{p.name}"])) for p in self.parameters]
+        for i, p in enumerate(self.parameters):
+            self.exp_avg[i] = Tensor(np.array(state[f"exp_avg.{p.name}"]))
+            self.exp_avg_sq[i] = Tensor(np.array(state[f"exp_avg_sq.{p.name}"]))
 
 
 class AdamW(Optimizer):
