@@ -181,6 +181,7 @@ class Pipeline:
                 collect({p.name: g for p, g in zip(self.weights[work.chunk], grads, strict=True)})
                 if part > 0:
                     self._send(dx, part - 1, sent)
+                del dx, grads  # else they live until the next backward pass has its own
             self.events.append(Event(work, start, time.time()))
         for wait in sent:
             wait()
@@ -225,6 +226,8 @@ class Pipeline:
             (_, terms), (dx, grads) = ms.value_and_grad(forward, 0, self.weights[chunk], has_aux=True)(x)
         if dout is not None:
             kernels.set_rng_state(after)
+        # ms.value_and_grad is in a cycle with forward, which would keep these until Python looks for cycles.
+        del dout, tensors
         return np.atleast_1d(terms.asnumpy().astype(np.float64)), dx, grads
 
     def evaluate(self, tensors: dict) -> np.ndarray:

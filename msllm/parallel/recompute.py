@@ -30,22 +30,26 @@ class _Pass(_Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        owner, rest = ctx.owner, ctx.rest
+        owner, rest, no_update = ctx.owner, ctx.rest, ctx.no_update
         inputs = ctx.saved_tensors
+        count = len(inputs)
         after = kernels.get_rng_state()
         kernels.set_rng_state(ctx.random)  # the masks of dropout are those of the forward pass
 
-        def total(*inputs):
-            out = owner.run(inputs[0], None if ctx.no_update else inputs[1], rest)
-            parts = [ops.ReduceSum()(o * g) for o, g in zip(out, grads, strict=True)]
+        # What this function sees around it stays until Python looks for cycles, as ms.grad makes one with it: tensors
+        # are handed in instead.
+        def total(*values):
+            out = owner.run(values[0], None if no_update else values[1], rest)
+            parts = [ops.ReduceSum()(o * g) for o, g in zip(out, values[count:], strict=True)]
             return sum(parts[1:], parts[0])
 
         with owner.parameters_here():
-            dinputs, dweights = ms.grad(total, tuple(range(len(inputs))), owner.weights)(*inputs)
+            dinputs, dweights = ms.grad(total, tuple(range(count)), owner.weights)(*inputs, *grads)
             stored = owner.stored_gradients(list(dweights))
         kernels.set_rng_state(after)
+        del rest
         dinputs = dinputs if isinstance(dinputs, tuple) else (dinputs,)
-        return (None, None, *dinputs, *([None] if ctx.no_update else []), *stored)
+        return (None, None, *dinputs, *([None] if no_update else []), *stored)
 
 
 class RecomputedBlock(nn.Cell):
