@@ -223,6 +223,7 @@ class Strategy:
                 (_, values), new = self._value_and_grad(tensors, scale)
                 terms = terms + np.atleast_1d(values.asnumpy().astype(np.float64))
                 collect({p.name: g for p, g in zip(self._graph, new, strict=True)})
+                del new  # else these gradients live until the next ones are there
         if self.config.optimizer < 2:
             gradients = self._summed(self._sum_partial(gradients))
         self._let_go_between()
