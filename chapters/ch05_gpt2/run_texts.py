@@ -50,8 +50,9 @@ def summaries(job: Run) -> None:
     import json
 
     from msllm.commands.finetune import finetune
-    from msllm.commands.summarize import SummaryGenerationConfig, summarize
+    from msllm.commands.summarize import summarize
     from msllm.files import read_json, read_text
+    from msllm.generation.config import SummaryGenerationConfig
     from msllm.training import TrainingArguments
     from msllm.tuning.config import LoraConfig
 
@@ -95,12 +96,12 @@ def chat(job: Run) -> None:
     import json
 
     from msllm.commands.finetune import finetune
-    from msllm.commands.loading import open_checkpoint
     from msllm.files import read_json, read_json_lines
     from msllm.generation import GenerationConfig
     from msllm.generation.text import generate_text
     from msllm.training import TrainingArguments
     from msllm.tuning.config import LoraConfig
+    from msllm.tuning.loading import open_checkpoint
 
     rows = []
     for name in ("identity", "alpaca_zh_demo"):

@@ -24,8 +24,9 @@ def chat(model: str, generation: GenerationConfig, system: str | None = None) ->
         generation: options of generation.
         system: system prompt.
     """
-    from msllm.commands.loading import open_checkpoint, require_causal
     from msllm.generation.chat import ChatSession
+    from msllm.models.causal_lm import require_causal
+    from msllm.tuning.loading import open_checkpoint
 
     network, tokenizer = open_checkpoint(model)
     require_causal(network, model)

@@ -73,8 +73,8 @@ def merge(adapter: str, output: str) -> None:
         adapter: adapter folder, of msllm or peft.
         output: new Hugging Face folder.
     """
-    from msllm.commands.loading import open_checkpoint
     from msllm.conversion.output import new_folder
+    from msllm.tuning.loading import open_checkpoint
     from msllm.tuning.lora import merge as merge_in_place
     from msllm.tuning.lora import read_adapter_config
 

@@ -1,10 +1,8 @@
 """msllm finetune: a Hugging Face folder and instruction data in, a fine-tuned folder out."""
 
-import dataclasses
 import functools
 import logging
 import sys
-from pathlib import Path
 from typing import Literal
 
 from msllm.errors import UserError
@@ -66,9 +64,9 @@ def finetune(
     fits = functools.partial(_fits, model, training, max_length)
     if not preview and start_command("finetune", output, resume, overwrite, workers, time_limit, parallel, fits):
         return
-    from msllm.commands.loading import require_causal
     from msllm.data import encode_records, load_records, train_validation_split
     from msllm.data import preview as show
+    from msllm.models.causal_lm import require_causal
     from msllm.models.pretrained import model_class, read_config
     from msllm.parallel import join
     from msllm.tokenization import load_tokenizer
@@ -84,7 +82,7 @@ def finetune(
     if not held_out and val_size:
         records, held_out = train_validation_split(records, val_size if val_size < 1 else int(val_size), training.seed)
 
-    from msllm.commands.loading import open_checkpoint
+    from msllm.tuning.loading import open_checkpoint
 
     network, tokenizer = open_checkpoint(model)
     require_causal(network, model)
@@ -124,8 +122,8 @@ def _fits(model: str, training: TrainingArguments, max_length: int, parallel: Pa
     """Raises UserError where a model or its batches cannot be spread so."""
     if parallel.plain:
         return
-    from msllm.commands.loading import check_layout, model_config
-    from msllm.parallel.plans import sizes
+    from msllm.models.pretrained import model_config
+    from msllm.parallel.plans import check_layout, sizes
 
     config = model_config(model)
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
@@ -158,49 +156,13 @@ def train_model(
         lora: None trains every weight.
         workers: see Trainer.
     """
-    import mindspore as ms
-
     from msllm.training.moe_objective import with_router_losses
     from msllm.training.objective import CAUSAL_LM
-    from msllm.training.trainer import Trainer
+    from msllm.tuning.training import build_trainer
 
     routed = getattr(network.config, "output_router_logits", False)  # as in transformers, where it adds their loss
-    if lora is None:
-
-        def write_model(folder: Path) -> None:
-            network.write_files(folder, tokenizer)
-
-        read_model = None
-    else:
-        from msllm.tuning import lora as adapters
-
-        ms.set_seed(training.seed)  # all workers draw the same adapters
-        changed = adapters.apply(network, lora)
-        trained = sum(p.size for p in network.trainable_params())
-        total = sum(p.size for p in network.get_parameters())
-        print(
-            f"LoRA on {len(changed)} layers: {trained:,} of {total:,} parameters are trained ({trained / total:.2%})",
-            file=sys.stderr,
-        )
-
-        def write_model(folder: Path) -> None:
-            adapters.save_adapter(network, lora, folder, str(Path(base).resolve()))
-            tokenizer.save_pretrained(folder)
-
-        def read_model(folder: Path) -> None:
-            adapters.load_adapter(network, folder)
-
-    trainer = Trainer(
-        network,
-        training,
-        examples,
-        output,
-        eval_examples,
-        tokenizer.pad_token_id,
-        write_model=write_model,
-        read_model=read_model,
-        objective=with_router_losses(network, CAUSAL_LM) if routed else CAUSAL_LM,
-        workers=workers,
-        settings=None if lora is None else {f"lora.{k}": v for k, v in dataclasses.asdict(lora).items()},
+    objective = with_router_losses(network, CAUSAL_LM) if routed else CAUSAL_LM
+    trainer = build_trainer(
+        network, tokenizer, base, examples, eval_examples, output, training, objective, lora, workers
     )
     return trainer.train(resume, overwrite)

@@ -32,9 +32,10 @@ def generate(
         raise UserError("both --prompt and --prompts_file were given; give one of them")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, expected 1 or more; change it")
-    from msllm.commands.loading import open_checkpoint, require_causal
     from msllm.files import read_text
     from msllm.generation.text import generate_text, stream_text
+    from msllm.models.causal_lm import require_causal
+    from msllm.tuning.loading import open_checkpoint
 
     if prompts_file is not None:
         prompts = read_text(prompts_file).splitlines()

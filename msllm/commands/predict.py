@@ -46,7 +46,8 @@ def predict(
     for name, value in {"top_k": top_k, "batch_size": batch_size}.items():
         if value < 1:
             raise UserError(f"{name} is {value}, expected 1 or more; change it")
-    from msllm.commands.task_models import check_tokenizer
+    from msllm.evaluation.inference import input_limit
+    from msllm.evaluation.task_models import check_tokenizer
     from msllm.models.pretrained import from_pretrained, model_class, read_config
     from msllm.tokenization import load_tokenizer
 
@@ -68,9 +69,7 @@ def predict(
     rows = list(_rows(given, file, takes))
     network, tokenizer = from_pretrained(model), load_tokenizer(model)
     check_tokenizer(tokenizer, network, model)
-    config = network.config
-    positions = config.n_positions if hasattr(config, "n_positions") else config.max_position_embeddings
-    limit = min(positions, int(tokenizer.config.get("model_max_length") or 10**9))
+    limit = input_limit(network, tokenizer)
     options = {"top_k": top_k, "doc_stride": doc_stride, "max_answer_length": max_answer_length}
     for line, shown in answer(network, tokenizer, takes.read(rows), limit, batch_size, options):
         print(json.dumps(line, ensure_ascii=False) if json_output else shown, flush=True)
@@ -142,64 +141,34 @@ def _choices(rows):
     return [Choices(texts[0], tuple(texts[1:]), None, source) for source, texts in rows]
 
 
-def _predictions(job, network, tokenizer, records, batch_size: int) -> list[dict]:
-    from msllm.data.questions import MAX_QUERY_LENGTH
-    from msllm.evaluation.tasks import evaluate
+def _classify(network, tokenizer, records, limit: int, batch_size: int, options: dict):
+    from msllm.evaluation.inference import classify
 
-    examples, report = job.encode(records, tokenizer)
-    if getattr(report, "truncated", 0):
-        print(f"{report.truncated} inputs are longer than {job.max_length} tokens and were cut", file=sys.stderr)
-    if getattr(report, "cut_questions", 0):
-        print(
-            f"{report.cut_questions} questions are longer than {MAX_QUERY_LENGTH} tokens and were cut", file=sys.stderr
-        )
-    return evaluate(job, network, records, examples, tokenizer.pad_token_id, batch_size)[0]
-
-
-def _classify(network, tokenizer, texts, limit: int, batch_size: int, options: dict):
-    from msllm.evaluation.tasks import TextClassification
-
-    job = TextClassification(limit, network.config.labels)
-    for line in _predictions(job, network, tokenizer, texts, batch_size):
-        yield line, "  ".join(f"{label} {score:.4f}" for label, score in line["scores"].items())
-
-
-def _classify_sequences(network, tokenizer, records, limit: int, batch_size: int, options: dict):
-    """As a GPT was fine-tuned: its config.json says for what."""
-    from msllm.evaluation.sequence_tasks import SEQUENCE_TASKS
-
-    kind = network.config.extra.get("msllm_task", "classification")
-    job_class = next((job for job in SEQUENCE_TASKS.values() if job.kind == kind), None)
-    if job_class is None:
-        raise UserError(
-            f"config.json: msllm_task is {kind!r}, expected one of "
-            f"{', '.join(job.kind for job in SEQUENCE_TASKS.values())}; correct it"
-        )
-    for line in _predictions(job_class(limit, network.config.labels), network, tokenizer, records, batch_size):
-        if kind == "multiple-choice":
-            shown = f"{line['choices'][line['prediction']]}  {max(line['scores']):.4f}"
+    for line in classify(network, tokenizer, records, limit, batch_size):
+        if "choices" in line:
+            yield line, f"{line['choices'][line['prediction']]}  {max(line['scores']):.4f}"
         else:
-            shown = "  ".join(f"{label} {score:.4f}" for label, score in line["scores"].items())
-        yield line, shown
+            yield line, "  ".join(f"{label} {score:.4f}" for label, score in line["scores"].items())
 
 
 def _tag(network, tokenizer, texts, limit: int, batch_size: int, options: dict):
     """Words are what the tokenizer splits before it looks for pieces: at spaces, marks and Chinese characters."""
     from msllm.data.tagged import TaggedSentence, tag_scheme
     from msllm.evaluation.entities import entities
+    from msllm.evaluation.inference import predictions, word_places
     from msllm.evaluation.tasks import TokenClassification
 
     paired = next((text.source for text in texts if text.pair is not None), None)
     if paired is not None:
         raise UserError(f"{paired} has a second text, a model that tags words takes one; remove the tab or --text_pair")
     job = TokenClassification(limit, network.config.labels)
-    spans = [_words(tokenizer, text.text) for text in texts]
+    spans = [word_places(tokenizer, text.text) for text in texts]
     records = [
         TaggedSentence(tuple(text.text[a:b] for a, b in places), None, text.source)
         for text, places in zip(texts, spans)
     ]
     scheme = tag_scheme(job.labels)
-    for text, places, line in zip(texts, spans, _predictions(job, network, tokenizer, records, batch_size)):
+    for text, places, line in zip(texts, spans, predictions(job, network, tokenizer, records, batch_size)):
         if scheme is None:
             shown = "  ".join(f"{word} {tag}" for word, tag in zip(line["tokens"], line["prediction"]))
             yield {"text": text.text, **line}, shown
@@ -213,45 +182,22 @@ def _tag(network, tokenizer, texts, limit: int, batch_size: int, options: dict):
         yield {"text": text.text, "entities": found}, shown or "no entity"
 
 
-def _words(tokenizer, text: str) -> list[tuple[int, int]]:
-    """Returns first character and end of each word of a text."""
-    encoded = tokenizer.backend.encode(text, add_special_tokens=False)
-    places: dict[int, tuple[int, int]] = {}
-    for word, (begin, end) in zip(encoded.word_ids, encoded.offsets):
-        places[word] = (min(begin, places.get(word, (begin,))[0]), end)
-    return list(places.values())
-
-
 def _answer(network, tokenizer, questions, limit: int, batch_size: int, options: dict):
+    from msllm.evaluation.inference import predictions
     from msllm.evaluation.tasks import QuestionAnswering
 
     job = QuestionAnswering(limit, options["doc_stride"], options["max_answer_length"])
-    for record, line in zip(questions, _predictions(job, network, tokenizer, questions, batch_size)):
+    for record, line in zip(questions, predictions(job, network, tokenizer, questions, batch_size)):
         line = {"question": record.question, "context": record.context, "answer": line["prediction"], **line}
         line = {k: v for k, v in line.items() if k not in ("id", "prediction")}
         yield line, f"{line['answer']}  {line['score']:.4f}  characters {line['start']}-{line['end']}"
 
 
 def _fill_masks(network, tokenizer, texts, limit: int, batch_size: int, options: dict):
-    from msllm.evaluation.predictions import predict_batches
-    from msllm.generation.sampling import softmax
-    from msllm.training.task_objectives import TOKEN_CLASSIFICATION
+    from msllm.evaluation.inference import masked_words
 
-    examples = []
-    for text in texts:
-        ids, types = tokenizer.encode_pair(text.text, text.pair)
-        if len(ids) > limit:
-            raise UserError(f"{text.source} has {len(ids)} tokens, the model takes {limit}; give a shorter text")
-        if tokenizer.mask_token_id not in ids:
-            raise UserError(f"{text.source} has no {tokenizer.mask_token or '[MASK]'}, and nothing to fill in; add one")
-        examples.append({"input_ids": ids, "token_type_ids": types, "labels": []})
-    outputs = predict_batches(network, examples, TOKEN_CLASSIFICATION, tokenizer.pad_token_id, batch_size)
-    for text, example, output in zip(texts, examples, outputs):
-        masks = []
-        for place in [i for i, token in enumerate(example["input_ids"]) if token == tokenizer.mask_token_id]:
-            scores = softmax(output[0][place])
-            best = scores.argsort()[::-1][: options["top_k"]]
-            masks.append([{"token": tokenizer.id_to_token(i), "score": float(scores[i])} for i in best])
+    for text, (_, found) in zip(texts, masked_words(network, tokenizer, texts, limit, batch_size, options["top_k"])):
+        masks = [[{"token": tokenizer.id_to_token(i), "score": score} for i, score in words] for _, words in found]
         yield {"text": text.text, "masks": masks}, " | ".join(map(_show_words, masks))
 
 
@@ -268,6 +214,6 @@ _KINDS = {
     "BertForQuestionAnswering": (_QUESTIONS, _answer),
     "BertForMaskedLM": (_TEXTS, _fill_masks),
     "BertForPreTraining": (_TEXTS, _fill_masks),
-    "GPT2ForSequenceClassification": (_TEXTS, _classify_sequences),
-    "OpenAIGPTForSequenceClassification": (_TEXTS, _classify_sequences),
+    "GPT2ForSequenceClassification": (_TEXTS, _classify),
+    "OpenAIGPTForSequenceClassification": (_TEXTS, _classify),
 }

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import math
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -114,8 +113,8 @@ class _Job:
         """Raises UserError where the model or its batches cannot be spread so."""
         if parallel.plain:
             return
-        from msllm.commands.loading import check_layout, model_config
-        from msllm.parallel.plans import sizes
+        from msllm.models.pretrained import model_config
+        from msllm.parallel.plans import check_layout, sizes
 
         length = self.block_size
         if self.model is not None:
@@ -167,7 +166,7 @@ def _bert_trainer(job: _Job, workers):
     from msllm.models.bert import BertForPreTraining
     from msllm.tokenization import load_tokenizer
     from msllm.training import Trainer
-    from msllm.training.pretraining import PRETRAINING, pretraining_accuracy
+    from msllm.training.pretraining import PRETRAINING, check_length, pretraining_accuracy
 
     tokenizer = load_tokenizer(job.data)
     examples = read_shards(job.data, tokenizer)
@@ -178,12 +177,7 @@ def _bert_trainer(job: _Job, workers):
         network = BertForPreTraining.from_pretrained(job.model)
     else:
         network = _new_bert(job.sizes, tokenizer)
-    longest = max(part.settings["max_length"] for part in (examples, eval_examples) if part is not None)
-    if longest > network.config.max_position_embeddings:
-        raise UserError(
-            f"the examples have up to {longest} tokens, the model takes {network.config.max_position_embeddings}; "
-            f"build them with a smaller max_length"
-        )
+    longest = check_length(network, [part for part in (examples, eval_examples) if part is not None])
     print(
         f"BERT with {sum(p.size for p in network.get_parameters()):,} parameters; {len(examples):,} examples of at "
         f"most {longest} tokens",
@@ -226,17 +220,17 @@ def _gpt_trainer(job: _Job, workers):
     """Returns the Trainer of next tokens."""
     import mindspore as ms
 
-    from msllm.commands.loading import check_vocabulary, require_causal
     from msllm.data.token_file import Windows
-    from msllm.models.pretrained import from_pretrained
+    from msllm.models.causal_lm import require_causal
+    from msllm.models.pretrained import check_vocabulary, from_pretrained
     from msllm.tokenization import load_tokenizer
     from msllm.training import Trainer
-    from msllm.training.blocks import BLOCKS
+    from msllm.training.blocks import BLOCKS, block_examples, block_length_of, open_token_files
     from msllm.training.moe_objective import with_router_losses
 
     owner = job.model or str(job.data if Path(job.data).is_dir() else Path(job.data).parent)
     tokenizer = load_tokenizer(owner)
-    train, held_out = _token_files(job, tokenizer, f"the tokenizer of {owner}")
+    train, held_out = open_token_files(job.data, job.eval_data, tokenizer, f"the tokenizer of {owner}")
     ms.set_seed(job.training.seed)
     if job.model is not None:
         network = from_pretrained(job.model)
@@ -244,8 +238,10 @@ def _gpt_trainer(job: _Job, workers):
         check_vocabulary(tokenizer, network, job.model)
     else:
         network = _new_gpt(job.family, job.sizes, tokenizer)
-    block_size = _block_size(job, network, [part for part in (train, held_out) if part is not None])
-    training, examples = _gpt_examples(job, train, block_size, 1 if workers is None else workers.data_world)
+    parts = [part for part in (train, held_out) if part is not None]
+    block_size = block_length_of(network, parts, job.block_size, job.sizes["max_positions"])
+    world = 1 if workers is None else workers.data_world
+    training, examples = block_examples(train, block_size, job.sampling, job.training, world)
     print(
         f"{type(network).__name__} with {sum(p.size for p in network.get_parameters()):,} parameters; "
         f"{len(train):,} tokens, {len(examples):,} {job.sampling} examples of {block_size}; "
@@ -263,21 +259,6 @@ def _gpt_trainer(job: _Job, workers):
         write_model=lambda folder: network.write_files(folder, tokenizer),
         workers=workers,
     )
-
-
-def _token_files(job: _Job, tokenizer, name: str) -> tuple:
-    """Returns the token files to train and to evaluate on; None for the second where there is none."""
-    from msllm.data.token_file import TRAIN, VALIDATION, TokenFile
-
-    data = Path(job.data)
-    train, held_out = (data / TRAIN, data / VALIDATION) if data.is_dir() else (data, None)
-    if job.eval_data is not None:
-        held_out = Path(job.eval_data)
-        if held_out.is_dir():
-            held_out = next((held_out / n for n in (VALIDATION, TRAIN) if (held_out / n).is_file()), held_out)
-    elif held_out is not None and not held_out.is_file():
-        held_out = None
-    return tuple(None if path is None else TokenFile.open(path, tokenizer, name) for path in (train, held_out))
 
 
 def _new_gpt(family: str, sizes: dict[str, Any], tokenizer):
@@ -299,38 +280,3 @@ def _new_gpt(family: str, sizes: dict[str, Any], tokenizer):
         values["n_inner"] = sizes["intermediate_size"]
     cls = model_class(values, "the new model")
     return cls(cls.config_class.from_dict(values))
-
-
-def _block_size(job: _Job, network, parts: list) -> int:
-    """Returns the tokens of an example; UserError where the model does not take them, or an id of the data."""
-    size = network.config.vocab_size
-    for part in parts:
-        if part.largest >= size:
-            raise UserError(
-                f"{part.path} has the id {part.largest}, and {job.model} knows {size} (vocab_size in config.json); "
-                f"tokenize the text with the tokenizer of the model"
-            )
-    longest = network.max_length
-    chosen = (longest or job.sizes["max_positions"]) if job.block_size is None else job.block_size
-    if chosen < 1 or (longest is not None and chosen > longest):
-        wanted = "change block_size" if job.model is not None else "change block_size or max_positions"
-        most = "or more" if longest is None else f"to {longest}"
-        raise UserError(f"block_size is {chosen}, expected 1 {most}; {wanted}")
-    return chosen
-
-
-def _gpt_examples(job: _Job, tokens, block_size: int, world: int) -> tuple:
-    """Returns the options of training, with the number of steps where crops are drawn, and the examples."""
-    from msllm.data.token_file import RandomCrops, Windows
-
-    training = job.training
-    if job.sampling == "sequential":
-        return training, Windows(tokens, block_size)
-    rows = training.per_device_train_batch_size * world
-    if training.train_batch_tokens:
-        rows = max(1, training.train_batch_tokens // block_size)
-    rows *= training.gradient_accumulation_steps
-    if training.max_steps < 1:  # all the epochs are one set of crops: each would else repeat those of the first
-        crops = training.num_train_epochs * max(1, len(tokens) // block_size)
-        training = dataclasses.replace(training, max_steps=math.ceil(crops / rows))
-    return training, RandomCrops(tokens, block_size, training.max_steps * rows, training.seed)

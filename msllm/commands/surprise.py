@@ -45,7 +45,8 @@ def surprise(
         color: print in colours also where the output is no terminal.
         json_output: print one JSON object.
     """
-    from msllm.commands.loading import open_checkpoint, require_causal
+    from msllm.models.causal_lm import require_causal
+    from msllm.tuning.loading import open_checkpoint
 
     _check(top_k, heads, {"picture": picture, "attention": attention})
     given = _text(text, file)

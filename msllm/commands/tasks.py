@@ -6,20 +6,10 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from msllm.commands.task_models import choose_labels, is_gpt, length_for, open_for_task, task_classes
 from msllm.errors import UserError
 from msllm.training.arguments import TrainingArguments
 
 METRICS, PREDICTIONS, CONFUSION = "metrics.json", "predictions.jsonl", "confusion_matrix.png"
-# A question and a window of its context need more room than a sentence (Devlin et al. 2019's SQuAD runs).
-_MAX_LENGTH = {
-    "text-classification": 128,
-    "token-classification": 128,
-    "question-answering": 384,
-    "similarity": 128,
-    "multiple-choice": 256,
-}
-_LM_WEIGHT = 0.5  # lambda of Radford et al. 2018, section 4.1
 # What predict wants, where it is not one text.
 _INPUTS = {
     "similarity": "--text TEXT --text_pair TEXT",
@@ -85,30 +75,16 @@ def finetune_task(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit {limit} leaves no records; give 1 or more")
+    from msllm.evaluation.task_models import check_batches, choose_labels, make_job
     from msllm.evaluation.tasks import read_labelled
     from msllm.parallel import start_workers
     from msllm.training import checkpoint
 
-    job_class, network_class, positions = task_classes(model, task)
+    answers = {"doc_stride": doc_stride, "max_answer_length": max_answer_length, "language": answer_language}
+    job, network_class = make_job(task, model, max_length, labels, label_names, lm_weight, answers)
+    check_batches(task, training)
     checkpoint.source(output, resume, overwrite)
     workers = start_workers()
-    options = {"max_length": length_for(model, positions, max_length, _MAX_LENGTH[task])}
-    if task == "question-answering":
-        options |= {"doc_stride": doc_stride, "max_answer_length": max_answer_length, "language": answer_language}
-    if labels is not None:
-        if task in ("question-answering", "multiple-choice"):
-            raise UserError(f"labels were given, and {task} has answers, not labels; leave --labels out")
-        options["labels"] = labels
-    if is_gpt(job_class):
-        options["lm_weight"] = _LM_WEIGHT if lm_weight is None else lm_weight
-    elif lm_weight is not None:
-        raise UserError(f"lm_weight is {lm_weight}, and {model} is a BERT, which has no next word; leave it out")
-    if task in ("similarity", "multiple-choice") and (training.train_batch_tokens or (training.jit and task[0] == "m")):
-        name = "train_batch_tokens" if training.train_batch_tokens else "jit"
-        raise UserError(f"{name} is on, and a record of {task} is several rows, not always as many; turn it off")
-    if label_names is not None:
-        options["label_names"] = _label_names(task, labels, label_names)
-    job = job_class(**options)
     parts = {"train": read_labelled(job, data, limit)}
     if eval_data is not None:
         parts["eval"] = read_labelled(job, eval_data, limit)
@@ -123,6 +99,7 @@ def finetune_task(
 
 def _run(job, network_class, model: str, parts: dict, output: str, training, resume, overwrite, workers) -> None:
     """Encodes, trains and measures."""
+    from msllm.evaluation.task_models import is_gpt, open_for_task
     from msllm.evaluation.tasks import evaluate, headline
     from msllm.training import Trainer
 
@@ -189,11 +166,3 @@ def _write_results(job, results: dict[str, tuple[list[dict], dict | None]], outp
         print(figures_table(rows))
     if last and "confusion_matrix" in last:
         plot_confusion(last["confusion_matrix"], job.labels, output / CONFUSION)
-
-
-def _label_names(task: str, labels: list[str] | None, path: str) -> dict[str, str]:
-    from msllm.data.tasks import read_label_names
-
-    if task != "text-classification" or labels is not None:
-        raise UserError(f"label_names {path} is for text-classification without --labels; leave one of them out")
-    return read_label_names(path)

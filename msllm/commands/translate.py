@@ -162,9 +162,9 @@ def translate(
     """
     if text is not None and file is not None:
         raise UserError("both --text and --file were given; give one of them")
-    from msllm.commands.loading import open_checkpoint
     from msllm.data.parallel_text import read_lines, split_lines
     from msllm.generation.translate import translate as translate_sentences
+    from msllm.tuning.loading import open_checkpoint
 
     lines = [text] if text is not None else None if file is None else read_lines(file)
     network, tokenizer = open_checkpoint(model)

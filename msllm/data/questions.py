@@ -133,6 +133,7 @@ def encode_questions(
     doc_stride: int | None = DOC_STRIDE,
     max_query_length: int = MAX_QUERY_LENGTH,
     training: bool = False,
+    overlap: int | None = None,
 ) -> tuple[list[dict], QuestionReport]:
     """Encodes each question with each window of its context.
 
@@ -142,6 +143,7 @@ def encode_questions(
             room for in a window beside the question, where that is less.
         max_query_length: tokens of a question that are kept.
         training: leave out questions without an answer in their context.
+        overlap: tokens of the context that two windows share, instead of ``doc_stride``.
 
     Returns:
         Examples, the windows of a question one after another, and a report. An example has ``input_ids`` and
@@ -162,7 +164,7 @@ def encode_questions(
             report.lost.append(question.id)
         if place is None and training:
             continue
-        new, cut = _windows(question, place, tokenizer, max_length, doc_stride, max_query_length)
+        new, cut = _windows(question, place, tokenizer, max_length, doc_stride, max_query_length, overlap)
         examples += [{**example, "question": index} for example in new]
         report.cut_questions += cut
     report.windows, report.tokens = len(examples), sum(len(e["input_ids"]) for e in examples)
@@ -171,7 +173,9 @@ def encode_questions(
     return examples, report
 
 
-def _windows(question: Question, place, tokenizer, max_length, doc_stride, max_query_length) -> tuple[list[dict], bool]:
+def _windows(
+    question: Question, place, tokenizer, max_length, doc_stride, max_query_length, overlap
+) -> tuple[list[dict], bool]:
     backend = tokenizer.backend
     asked = backend.encode(question.question, add_special_tokens=False)
     cut = len(asked) > max_query_length
@@ -190,7 +194,14 @@ def _windows(question: Question, place, tokenizer, max_length, doc_stride, max_q
             f"question {question.id} and special tokens fill max_length {max_length} and leave no room for the "
             f"context; shorten the question, or tune a model with a larger max_length"
         )
-    if doc_stride is None:
+    if overlap is not None:
+        if not 0 <= overlap < room:
+            raise UserError(
+                f"max_length {max_length} leaves {room} tokens of the context of question {question.id} a window, and "
+                f"windows share {overlap}; raise max_length or lower what they share"
+            )
+        doc_stride = room - overlap
+    elif doc_stride is None:
         doc_stride = min(DOC_STRIDE, (room + 1) // 2)
     if room < doc_stride and len(ids) > room:
         raise UserError(

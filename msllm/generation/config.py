@@ -64,6 +64,13 @@ class GenerationConfig:
             )
 
 
+@dataclasses.dataclass(kw_only=True)
+class SummaryGenerationConfig(GenerationConfig):
+    __doc__ = GenerationConfig.__doc__  # the options' help; the length is that of the paper
+
+    max_new_tokens: int = 100
+
+
 def end_tokens(model, tokenizer=None) -> list[int]:
     """Returns the ids that end an answer: those of the tokenizer and of the model's config.json."""
     value = model.config.eos_token_id

@@ -1,9 +1,12 @@
 """What the models that predict the next token share: the head, the step of decoding, a classifier, GPT's files."""
 
+from pathlib import Path
+
 import numpy as np
 from mindspore import nn, ops
 
 from msllm import kernels
+from msllm.errors import UserError
 from msllm.layers import CrossEntropy, Dropout, Embedding, KVCache, Linear, drawn, positions
 from msllm.models.config import ModelConfig
 from msllm.models.pretrained import PretrainedModel
@@ -98,6 +101,15 @@ class CausalLM(PretrainedModel):
         """Leaves out what is not a parameter here: a tied head, and the rotary buffers of old files."""
         drop = (".rotary_emb.inv_freq", *(("lm_head.weight",) if self.tied else ()))
         return {name: tensor for name, tensor in tensors.items() if not name.endswith(drop)}
+
+
+def require_causal(model: nn.Cell, name: str | Path) -> None:
+    """Raises UserError where a model does not predict the next token; ``name`` is named in it."""
+    if not isinstance(model, CausalLM):
+        raise UserError(
+            f"{name} holds a {type(model).__name__}, which does not predict the next token; "
+            f"give a GPT, GPT-2, LLaMA or BLOOM folder"
+        )
 
 
 class SequenceClassifier(PretrainedModel):

@@ -64,11 +64,8 @@ class PretrainedModel(nn.Cell):
         Raises:
             UserError: as from_pretrained.
         """
-        values, own = read_config(folder), {**own, "architectures": [cls.__name__]}
+        values, own = read_config(folder), {**own, **cls.head_values(labels)}
         found = cls.config_class.from_dict(values)
-        if labels is not None:
-            own["id2label"] = {str(i): name for i, name in enumerate(labels)}
-            own["label2id"] = {name: i for i, name in enumerate(labels)}
         new_head = found.architectures[:1] != own["architectures"] or (
             labels is not None and found.labels != list(labels)
         )
@@ -85,6 +82,15 @@ class PretrainedModel(nn.Cell):
         for name in model.load(tensors, folder):
             initialise(parameters[name])
         return model.set_train(False)
+
+    @classmethod
+    def head_values(cls, labels: Sequence[str] | None = None) -> dict:
+        """Returns what the configuration of this class says that a body's does not: its name, and its classes."""
+        values: dict = {"architectures": [cls.__name__]}
+        if labels is not None:
+            values["id2label"] = {str(i): name for i, name in enumerate(labels)}
+            values["label2id"] = {name: i for i, name in enumerate(labels)}
+        return values
 
     def load(self, tensors: dict[str, np.ndarray], where: str | Path) -> list[str]:
         """Sets every parameter from Hugging Face tensors; ``where`` is named in errors.
@@ -184,20 +190,31 @@ def families() -> list[str]:
     return sorted(_HYPHENATED.get(name, name) for name in names)
 
 
-def model_class(values: dict, where: str | Path = "config.json") -> type[PretrainedModel]:
-    """Returns the class that config.json's ``model_type`` and ``architectures`` name; UserError when unknown."""
-    kind = str(values.get("model_type", ""))
-    if kind not in families():
+def family_classes(model_type: str, where: str | Path = "config.json") -> tuple[dict[str, type[PretrainedModel]], str]:
+    """Returns the classes of a family by name, and the name of the one for a config.json that names none.
+
+    Raises:
+        UserError: an unknown family; ``where`` is named in it.
+    """
+    if model_type not in families():
         raise UserError(
-            f"{where}: unknown model_type {kind!r}{nearest(kind, families())}; known are {', '.join(families())}"
+            f"{where}: unknown model_type {model_type!r}{nearest(model_type, families())}; "
+            f"known are {', '.join(families())}"
         )
-    module = importlib.import_module(f"msllm.models.{kind.replace('-', '_')}")
+    module = importlib.import_module(f"msllm.models.{model_type.replace('-', '_')}")
     classes = {
         n: c
         for n, c in vars(module).items()
         if isinstance(c, type) and issubclass(c, PretrainedModel) and hasattr(c, "config_class")
     }
-    wanted = values.get("architectures") or module.DEFAULT_ARCHITECTURE
+    return classes, module.DEFAULT_ARCHITECTURE
+
+
+def model_class(values: dict, where: str | Path = "config.json") -> type[PretrainedModel]:
+    """Returns the class that config.json's ``model_type`` and ``architectures`` name; UserError when unknown."""
+    kind = str(values.get("model_type", ""))
+    classes, default = family_classes(kind, where)
+    wanted = values.get("architectures") or default
     name = wanted if isinstance(wanted, str) else wanted[0]
     if name not in classes:
         raise UserError(
@@ -205,6 +222,21 @@ def model_class(values: dict, where: str | Path = "config.json") -> type[Pretrai
             f"known for {kind} are {', '.join(sorted(classes))}"
         )
     return classes[name]
+
+
+def model_config(folder: str | Path) -> ModelConfig:
+    """Returns the configuration of a model folder, without its weights; UserError as from_pretrained."""
+    values = read_config(folder)
+    return model_class(values, Path(folder) / "config.json").config_class.from_dict(values)
+
+
+def check_vocabulary(tokenizer, model: PretrainedModel, name: str | Path) -> None:
+    """Raises UserError where the tokenizer has ids that the model does not know; ``name`` is named in it."""
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{name}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size} "
+            f"(vocab_size in config.json); use the tokenizer that belongs to the model"
+        )
 
 
 def from_pretrained(folder: str | Path) -> PretrainedModel:

@@ -92,6 +92,22 @@ def sizes(config) -> dict[str, float]:
     }
 
 
+def check_layout(parallel: ParallelConfig, training, model_type: str, known: dict, length: int | None) -> None:
+    """Raises UserError where a model or its batches cannot be spread so.
+
+    Args:
+        parallel: its ``data`` is filled in.
+        training: the TrainingArguments.
+        model_type: the family.
+        known: sizes of the model, see ``sizes``.
+        length: see ParallelConfig.check.
+    """
+    plan_for(model_type)
+    parallel.check_training(training.optim, training.jit)
+    batch = None if training.train_batch_tokens else training.per_device_train_batch_size
+    parallel.check(**known, length=length, batch=batch)
+
+
 def check_splits(config, parallel: ParallelConfig) -> None:
     """Raises UserError where what a model does depends on places in the example, and workers share its tokens."""
     window, scaling = getattr(config, "sliding_window", None), getattr(config, "rope_scaling", None) or {}

@@ -1,11 +1,14 @@
 """BERT's pre-training objective: masked words, and whether the second sentence follows the first."""
 
+from collections.abc import Sequence
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
 from msllm import data, kernels
 from msllm.data.pretraining import collate_pretraining
+from msllm.errors import UserError
 from msllm.training.losses import IGNORE_INDEX
 from msllm.training.objective import Objective
 
@@ -51,6 +54,17 @@ def to_device(batch: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], list[int
 PRETRAINING = Objective(
     pretraining_loss, to_device, collate_pretraining, terms=("mlm_loss", "nsp_loss"), weights=(1.0, 1.0)
 )
+
+
+def check_length(model, parts: Sequence) -> int:
+    """Returns the most tokens of the examples of msllm.data.mindrecord; UserError where the model takes fewer."""
+    longest = max(part.settings["max_length"] for part in parts)
+    if longest > model.config.max_position_embeddings:
+        raise UserError(
+            f"the examples have up to {longest} tokens, the model takes {model.config.max_position_embeddings}; "
+            f"build them with a smaller max_length"
+        )
+    return longest
 
 
 def pretraining_accuracy(model, examples, pad_token_id: int | None, batch_size: int = 32) -> dict[str, float]:

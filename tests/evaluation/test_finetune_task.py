@@ -111,7 +111,7 @@ def test_heads_of_pre_training_are_left_behind(tiny_bert, files, tmp_path, head)
 
 
 def test_the_seed_fixes_the_new_head(tiny_bert):
-    from msllm.commands.task_models import new_model
+    from msllm.evaluation.task_models import new_model
 
     cls = bert.BertForSequenceClassification
     one, same, other = (

@@ -7,12 +7,13 @@ import types
 import pytest
 
 from msllm.cli import main
-from msllm.commands.loading import open_checkpoint
-from msllm.commands.summarize import SummaryGenerationConfig, write_summaries
 from msllm.data import encode_record, load_records
 from msllm.data.summaries import prompt_ids
 from msllm.errors import UserError
+from msllm.evaluation.summarization import write_summaries
 from msllm.generation import generate_ids
+from msllm.generation.config import SummaryGenerationConfig
+from msllm.tuning.loading import open_checkpoint
 from tests.test_cli_errors import fails  # noqa: F401  (a fixture)
 
 PAIRS = [
@@ -114,7 +115,7 @@ def test_generation_starts_from_the_ids_of_training_and_cuts_long_articles(tiny_
         seen.extend(prompts)
         return generate_ids(model, prompts, *more)
 
-    monkeypatch.setattr("msllm.generation.generate_ids", spy)
+    monkeypatch.setattr("msllm.evaluation.summarization.generate_ids", spy)
     config = SummaryGenerationConfig(max_new_tokens=28)
     articles = [PAIRS[0][0], "Word by word. " * 50]
     summaries = write_summaries(network, tokenizer, articles, config, batch_size=1)

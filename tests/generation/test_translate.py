@@ -92,7 +92,7 @@ def folder(model, tmp_path_factory):
 
 
 def test_translations_keep_their_order_and_blank_lines(folder):
-    from msllm.commands.loading import open_checkpoint
+    from msllm.tuning.loading import open_checkpoint
 
     network, tokenizer = open_checkpoint(str(folder))
     config = GenerationConfig(num_beams=2, max_new_tokens=12)

@@ -203,7 +203,7 @@ def test_what_does_not_fit_together_is_refused(tokens, tmp_path):
     refused("block_size and sampling are options for a GPT", records, block_size=8)
     refused("hidden_size, dropout and model were given", model=str(llama), hidden_size=8, dropout=0.0)
     refused("intermediate_size is 5, and that of an openai-gpt", family="openai-gpt", intermediate_size=5)
-    refused("block_size is 33, expected 1 to 32; change block_size or max_positions", **SIZES, block_size=33)
+    refused("block_size is 33, expected 1 to 32, the model", **SIZES, block_size=33)
     refused("block_size is 0", **SIZES, block_size=0)
     refused(
         "train.bin has 2000 tokens, and an example of block_size 4000 takes at least 4001",
