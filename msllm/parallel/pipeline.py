@@ -208,7 +208,12 @@ class Pipeline:
         if dout is not None:  # the masks of dropout are those of the forward pass, which the last part has not had
             kernels.set_rng_state(random)
 
+        # ms.value_and_grad is in a cycle with forward, which keeps what it sees until Python looks for cycles: tensors
+        # are taken away from it after use.
+        given = [dout, tensors]
+
         def forward(x=None):
+            dout, tensors = given
             if dout is None:
                 terms = self.objective.loss(_Finished(self.stage, x, tensors), tensors) * scale
                 return (terms if terms.ndim == 0 else ops.ReduceSum()(terms)), terms
@@ -226,8 +231,7 @@ class Pipeline:
             (_, terms), (dx, grads) = ms.value_and_grad(forward, 0, self.weights[chunk], has_aux=True)(x)
         if dout is not None:
             kernels.set_rng_state(after)
-        # ms.value_and_grad is in a cycle with forward, which would keep these until Python looks for cycles.
-        del dout, tensors
+        given.clear()
         return np.atleast_1d(terms.asnumpy().astype(np.float64)), dx, grads
 
     def evaluate(self, tensors: dict) -> np.ndarray:

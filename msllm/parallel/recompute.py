@@ -30,16 +30,16 @@ class _Pass(_Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        owner, rest, no_update = ctx.owner, ctx.rest, ctx.no_update
+        owner, given, no_update = ctx.owner, [ctx.rest], ctx.no_update
         inputs = ctx.saved_tensors
         count = len(inputs)
         after = kernels.get_rng_state()
         kernels.set_rng_state(ctx.random)  # the masks of dropout are those of the forward pass
 
-        # What this function sees around it stays until Python looks for cycles, as ms.grad makes one with it: tensors
-        # are handed in instead.
+        # ms.grad is in a cycle with this function, which keeps what it sees until Python looks for cycles: tensors are
+        # handed in, or taken away after use.
         def total(*values):
-            out = owner.run(values[0], None if no_update else values[1], rest)
+            out = owner.run(values[0], None if no_update else values[1], given[0])
             parts = [ops.ReduceSum()(o * g) for o, g in zip(out, values[count:], strict=True)]
             return sum(parts[1:], parts[0])
 
@@ -47,7 +47,7 @@ class _Pass(_Function):
             dinputs, dweights = ms.grad(total, tuple(range(count)), owner.weights)(*inputs, *grads)
             stored = owner.stored_gradients(list(dweights))
         kernels.set_rng_state(after)
-        del rest
+        given.clear()
         dinputs = dinputs if isinstance(dinputs, tuple) else (dinputs,)
         return (None, None, *dinputs, *([None] if no_update else []), *stored)
 
