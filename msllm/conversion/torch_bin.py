@@ -1,12 +1,11 @@
 """pytorch_model.bin to safetensors, with PyTorch's weights-only loading: no code in the file is run."""
 
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
 
-from msllm.conversion.output import new_folder
+from msllm.conversion.output import copy_small_files, new_folder
 from msllm.errors import UserError
 from msllm.files import atomic_folder, read_json
 from msllm.models.pretrained import read_config
@@ -27,13 +26,7 @@ def convert_folder(source: str | Path, output: str | Path) -> None:
     for file in files:
         tensors.update(_load(file))
     with atomic_folder(output) as tmp:
-        for path in source.iterdir():
-            if (
-                path.is_file()
-                and path.suffix in (".json", ".txt", ".model", ".jinja")
-                and path.name not in TORCH_WEIGHTS
-            ):
-                shutil.copyfile(path, tmp / path.name)
+        copy_small_files(source, tmp)
         write_weights(tmp, tensors)
 
 
