@@ -158,6 +158,10 @@ class ParallelConfig:
 
     def check_training(self, optim: str, jit: bool) -> None:
         """Raises UserError where the options of training do not go with a layout that is not plain."""
+        if self.mode == "auto":
+            if optim != "adamw":
+                raise UserError(f"optim is {optim}, and --parallel.mode auto has adamw alone; use --optim adamw")
+            return
         if jit:
             raise UserError(
                 "jit compiles whole models, and workers that share one need PyNative; leave out jit, or the parallel "
@@ -190,6 +194,7 @@ class ParallelConfig:
             batch: examples of a data-parallel worker in an optimiser step.
             attention_dropout: of the model.
         """
+        self._check_mode(experts)
         self._check_tensor(heads, kv_heads, inner, vocab_size)
         self._check_pipeline(layers)
         self._check_experts(experts)
@@ -199,6 +204,50 @@ class ParallelConfig:
             raise UserError(
                 f"the model drops out {attention_dropout:g} of its attention weights, which are never in one place in "
                 f"a ring; use --parallel.attention heads, or a model with attention dropout 0"
+            )
+
+    def _check_mode(self, experts: int) -> None:
+        """Whether MindSpore's auto-parallel, where it is asked for, has what else is asked for."""
+        if self.mode == "explicit":
+            if self.search != "none":
+                raise UserError(
+                    f"parallel.search is {self.search} and parallel.mode explicit: only MindSpore's auto-parallel "
+                    f"searches; add --parallel.mode auto, or leave search out"
+                )
+            return
+        lacking = {
+            "sequence": self.sequence > 1,
+            "expert": self.expert > 1,
+            "split_norms": self.split_norms,
+            "schedule": self.schedule != "1f1b",
+            "cut": self.cut != "layers",
+            "servers": self.servers > 0,
+        }
+        for name, asked in lacking.items():
+            if asked:
+                raise UserError(
+                    f"parallel.{name} is {getattr(self, name)} and parallel.mode auto, which does not have it; leave "
+                    f"it out, or use --parallel.mode explicit"
+                )
+        if experts:
+            raise UserError(
+                f"the model has {experts} experts, which get as many tokens as the router says, and auto-parallel cuts "
+                f"equal parts; use --parallel.mode explicit"
+            )
+        if self.optimizer >= 2 and self.micro_batches > 1:
+            raise UserError(
+                f"parallel.optimizer is {self.optimizer} and micro_batches {self.micro_batches}: MindSpore shares "
+                f"gradients between micro-batches only where it inlines cells late; use --parallel.optimizer 1"
+            )
+        if self.pipeline > self.micro_batches:
+            raise UserError(
+                f"parallel.pipeline is {self.pipeline} and micro_batches {self.micro_batches}: MindSpore wants as many "
+                f"micro-batches as stages; use --parallel.micro_batches {self.pipeline}"
+            )
+        if self.search != "none" and self.pipeline > 1:
+            raise UserError(
+                f"parallel.search is {self.search} and parallel.pipeline {self.pipeline}: a search cuts operators, not "
+                f"layers; use --parallel.pipeline 1"
             )
 
     def _check_tensor(self, heads: int, kv_heads: int, inner: int, vocab_size: int | None) -> None:

@@ -1,13 +1,12 @@
 """A model's layers and kernels replaced by those that say how their operators are cut, as a plan says."""
 
-import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable
 
 from mindspore import nn
 
-from msllm import kernels
 from msllm.errors import UserError
-from msllm.layers import CrossEntropy, Dropout, Embedding, LayerNorm, Linear, RMSNorm
+from msllm.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
 from msllm.parallel.auto import functions
 from msllm.parallel.auto.cuts import Cuts
 from msllm.parallel.auto.layers import (
@@ -21,43 +20,45 @@ from msllm.parallel.auto.layers import (
     CutLinear,
     CutRMSNorm,
     PackedLinear,
+    StageEnd,
 )
+from msllm.parallel.config import ParallelConfig
 from msllm.parallel.plans import Plan
+from msllm.parallel.schedule import cut
 from msllm.parallel.spread import cell_at, put_cell
 
 _SIMPLE = {LayerNorm: CutLayerNorm, RMSNorm: CutRMSNorm, Dropout: CutDropout}
 
 
-def cut_layers(model, plan: Plan, cuts: Cuts) -> None:
-    """Replaces the layers of a CausalLM in place; parameters keep their names.
+def cut_model(model, plan: Plan, config: ParallelConfig, cuts: Cuts) -> dict[str, Callable]:
+    """Replaces the layers of a CausalLM in place; parameters may get other names.
+
+    Args:
+        plan: of its family.
+        config: with ``data`` filled in; its pipeline, recompute and cuts are applied.
+
+    Returns:
+        The kernels to compile the model with, for kernels.replaced.
 
     Raises:
-        UserError: a layer is no plain Linear, such as one with adapters; the model has experts.
+        UserError: a layer is no plain Linear, such as one with adapters; layers that attend in different ways.
     """
-    if plan.experts:
-        raise UserError(
-            f"the {model.config.model_type}'s experts get as many tokens as the router says, and auto-parallel cuts "
-            f"equal parts; use --parallel.mode explicit"
-        )
-    names = {id(p): p.name for p in model.get_parameters()}
-    body = model.body
-    for block in getattr(body, plan.blocks):
+    blocks = getattr(model.body, plan.blocks)
+    kernels = _kernels([cell_at(block, plan.counts[0][0]) for block in blocks], bool(plan.per_head), cuts)
+    for block in blocks:
         for path, matrices in plan.columns.items():
             linear = _plain(block, path)
             put_cell(block, path, PackedLinear(linear, cuts) if matrices > 1 else CutLinear(linear, COLUMNS, cuts))
         for path in plan.rows:
             put_cell(block, path, CutLinear(_plain(block, path), ROWS_OF_MATRIX, cuts))
-    vocab_size = model.embedding.weight.shape[0]
-    for name, cell in list(body.name_cells().items()):
-        if type(cell) is Embedding:
-            words = cell is model.embedding
-            setattr(body, name, CutEmbedding(cell, cuts, words and model.tied, positions=not words))
-    if not model.tied:
-        model.lm_head = CutLinear(model.lm_head, COLUMNS if cuts.divides(vocab_size) else WHOLE, cuts)
-    model.cross_entropy = CutCrossEntropy(cuts, vocab_size)
-    _replace_simple(model, cuts)
-    for parameter in model.get_parameters():
-        parameter.name = names.get(id(parameter), parameter.name)
+    _cut_ends(model, cuts)
+    _cut_simple(model, cuts)
+    if config.recompute:
+        for block in blocks:
+            block.recompute()
+    if config.pipeline > 1:
+        _stage(model, plan, config.pipeline, cuts)
+    return kernels
 
 
 def _plain(block: nn.Cell, path: str) -> Linear:
@@ -70,38 +71,58 @@ def _plain(block: nn.Cell, path: str) -> Linear:
     return cell
 
 
-def _replace_simple(cell: nn.Cell, cuts: Cuts) -> None:
+def _cut_ends(model, cuts: Cuts) -> None:
+    """What lies before the blocks and after them."""
+    vocab_size = model.embedding.weight.shape[0]
+    for name, cell in list(model.body.name_cells().items()):
+        if type(cell) is Embedding:
+            words = cell is model.embedding
+            setattr(model.body, name, CutEmbedding(cell, cuts, words and model.tied, positions=not words))
+    if not model.tied:
+        model.lm_head = CutLinear(model.lm_head, COLUMNS if cuts.divides(vocab_size) else WHOLE, cuts)
+    model.cross_entropy = CutCrossEntropy(cuts, vocab_size)
+
+
+def _cut_simple(cell: nn.Cell, cuts: Cuts) -> None:
+    """Norms and dropout, wherever they are."""
     for name, inner in list(cell.name_cells().items()):
         if type(inner) in _SIMPLE:
             setattr(cell, name, _SIMPLE[type(inner)](inner, cuts))
-        elif isinstance(inner, nn.CellList):
-            for one in inner:
-                _replace_simple(one, cuts)
         else:
-            _replace_simple(inner, cuts)
+            _cut_simple(inner, cuts)
 
 
-@contextlib.contextmanager
-def cut_kernels(model, plan: Plan, cuts: Cuts) -> Iterator[None]:
-    """While open, kernels.attention and the like are cells of cut operators; for compiling ``model``.
+def _stage(model, plan: Plan, stages: int, cuts: Cuts) -> None:
+    """Says on which stage of the pipeline each cell with parameters is."""
+    blocks = getattr(model.body, plan.blocks)
+    for stage, (start, stop) in enumerate(cut([1.0] * len(blocks), stages)):
+        for i in range(start, stop):
+            blocks[i].pipeline_stage = stage
+        if stage < stages - 1:
+            blocks[stop - 1] = StageEnd(blocks[stop - 1], cuts)
+            blocks[stop - 1].pipeline_stage = stage
+    for name, cell in model.body.name_cells().items():
+        if cell is not blocks and any(True for _ in cell.get_parameters()):
+            cell.pipeline_stage = stages - 1 if name in plan.last else 0
+    if model.tied:
+        model.embedding.out.pipeline_stage = stages - 1
+        model.embedding.weight.add_pipeline_stage(stages - 1)
+    else:
+        model.lm_head.pipeline_stage = stages - 1
 
-    Raises:
-        UserError: layers that scale their scores in different ways.
-    """
-    layers = [cell_at(block, plan.counts[0][0]) for block in getattr(model.body, plan.blocks)]
-    scales = {layer.scale for layer in layers}
-    if len(scales) > 1:
+
+def _kernels(layers: list[nn.Cell], alibi: bool, cuts: Cuts) -> dict[str, Callable]:
+    if any(one.scale != other.scale for one, other in itertools.pairwise(layers)):
         raise UserError(
             "the layers scale their scores in different ways (scale_attn_by_inverse_layer_idx), and auto-parallel has "
             "one attention for all; use --parallel.mode explicit"
         )
-    attention = functions.Attention(cuts, layers[0].heads, layers[0].scale, layers[0].dropout, bool(plan.per_head))
-    with kernels.replaced(
-        add=functions.AddRows(cuts),
-        attention=attention,
-        gelu=functions.GELU(cuts),
-        packed_attention=functions.PackedAttention(cuts, attention),
-        rotary=functions.Rotate(cuts),
-        swiglu=functions.SwiGLU(cuts),
-    ):
-        yield
+    attention = functions.Attention(cuts, layers[0].heads, layers[0].scale, layers[0].dropout, alibi)
+    return {
+        "add": functions.AddRows(cuts),
+        "attention": attention,
+        "gelu": functions.GELU(cuts),
+        "packed_attention": functions.PackedAttention(cuts, attention),
+        "rotary": functions.Rotate(cuts),
+        "swiglu": functions.SwiGLU(cuts),
+    }

@@ -49,7 +49,11 @@ class GELU(nn.Cell):
         super().__init__()
         self.fused = cuts(ops.GeLU(), INNER) if cuts.fused else None
         self.times, self.scale = cuts(ops.Mul(), INNER, INNER), cuts(ops.Mul(), INNER, ())
-        self.plus, self.erf, self.sigmoid = cuts(ops.Add(), INNER, ()), cuts(ops.Erf(), INNER), cuts(ops.Sigmoid(), INNER)
+        self.plus, self.erf, self.sigmoid = (
+            cuts(ops.Add(), INNER, ()),
+            cuts(ops.Erf(), INNER),
+            cuts(ops.Sigmoid(), INNER),
+        )
 
     def construct(self, x, approximate="none"):
         """x (B, T, F) -> (B, T, F)."""
@@ -114,7 +118,17 @@ class Attention(nn.Cell):
         self.cast, self.reshape = ops.Cast(), ops.Reshape()
 
     def construct(
-        self, q_BTHC, k_BSKC, v_BSKC, scale, causal=True, key_mask=None, row_start=None, slopes=None, length=None, dropout=0.0
+        self,
+        q_BTHC,
+        k_BSKC,
+        v_BSKC,
+        scale,
+        causal=True,
+        key_mask=None,
+        row_start=None,
+        slopes=None,
+        length=None,
+        dropout=0.0,
     ):
         """q (B, T, H, C), k and v (B, T, K, C) -> (B, T, H, C); ValueError for what blocks do not need."""
         if key_mask is not None or row_start is not None or length is not None or not causal:
@@ -129,7 +143,9 @@ class Attention(nn.Cell):
         scores = self.reshape(self.cast(self.query_key(q, k), ms.float32), (B, H, T, T))
         scores = self.scale(scores, scale)
         if slopes is not None:
-            scores = self.add_slopes(scores, self.slope(self.reshape(slopes, (1, H, 1, 1)), Tensor(distances(T))))
+            # The place of a key does for its distance: the same number is missing from all scores of a query.
+            places = Tensor(np.arange(T, dtype=np.float32)[None, None, None])
+            scores = self.add_slopes(scores, self.slope(self.reshape(slopes, (1, H, 1, 1)), places))
         weights = self.softmax(self.hide(scores, Tensor(causal_scores(T))))
         if dropout > 0.0:
             weights = self.drop(weights)[0]
@@ -137,15 +153,10 @@ class Attention(nn.Cell):
         return self.swap_back(self.reshape(self.weigh(weights, v), (B, H, T, C)), (0, 2, 1, 3))
 
 
-def distances(T):
-    """Returns key position minus query position, float32 (1, 1, T, T)."""
-    places = np.arange(T, dtype=np.float32)
-    return (places[None] - places[:, None])[None, None]
-
-
 def causal_scores(T):
     """Returns what is added to the scores to hide the keys after each query, float32 (1, 1, T, T)."""
-    return np.where(distances(T) > 0, np.float32(_HIDDEN), np.float32(0))
+    places = np.arange(T)
+    return np.where(places > places[:, None], np.float32(_HIDDEN), np.float32(0))[None, None]
 
 
 class PackedAttention(nn.Cell):

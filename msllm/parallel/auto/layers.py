@@ -57,9 +57,7 @@ class PackedLinear(nn.Cell):
         super().__init__()
         self.weight, self.dtype = unpacked(linear.weight), cuts.dtype
         self.bias = None if linear.bias is None else unpacked(linear.bias)
-        self.product = cuts(
-            ops.BatchMatMul(transpose_b=True), (1, DATA, 1), (1, TENSOR, 1), product=True
-        )
+        self.product = cuts(ops.BatchMatMul(transpose_b=True), (1, DATA, 1), (1, TENSOR, 1), product=True)
         self.add = cuts(ops.Add(), (1, DATA, TENSOR), (1, 1, TENSOR))
         self.tile = cuts(ops.Tile(), (1, DATA, 1))
         self.cast, self.reshape, self.expand = ops.Cast(), ops.Reshape(), ops.ExpandDims()
@@ -187,6 +185,19 @@ class CutDropout(nn.Cell):
         if self.training and self.p > 0:
             return self.drop(x)[0]
         return x
+
+
+class StageEnd(nn.Cell):
+    """The last block of a pipeline's stage, which adds up the residual stream: one tensor goes on, not two terms."""
+
+    def __init__(self, block: nn.Cell, cuts: Cuts):
+        super().__init__()
+        self.block, self.sum = block, cuts(ops.Add(), STREAM, STREAM)
+
+    def construct(self, x_BTD, update_BTD, *rest):
+        """As the block; the second output is None."""
+        x_BTD, update_BTD = self.block(x_BTD, update_BTD, *rest)
+        return self.sum(x_BTD, update_BTD), None
 
 
 class CutCrossEntropy(nn.Cell):

@@ -66,11 +66,14 @@ class AdamW(nn.Cell):
             direction = (mean / correction1) / (self.root(square / correction2) + self.epsilon)
             kept = self.parameters[i] * (1.0 - learning_rate * self.decay[i])
             new = kept - learning_rate * direction
-            done = ops.depend(done, (
-                ops.assign(self.exp_avg[i], mean),
-                ops.assign(self.exp_avg_sq[i], square),
-                ops.assign(self.parameters[i], new),
-            ))
+            done = ops.depend(
+                done,
+                (
+                    ops.assign(self.exp_avg[i], mean),
+                    ops.assign(self.exp_avg_sq[i], square),
+                    ops.assign(self.parameters[i], new),
+                ),
+            )
         return ops.depend(norm, done)
 
     def norm(self, gradients):
@@ -88,24 +91,24 @@ class TrainStep(nn.Cell):
         loss: a cell (input_ids, targets) -> the sum of the losses, or a PipelineCell or GradAccumulationCell of one.
         optimizer: an AdamW.
         accumulates: whether ``loss`` is one of the latter two.
+
+    Attributes:
+        scale, learning_rate: Parameters, float32 scalars: 1 / number of targets, and the rate; set before each step. As
+            inputs of the graph they would be taken for data.
     """
 
     def __init__(self, loss: nn.Cell, optimizer: AdamW, accumulates: bool):
         super().__init__(auto_prefix=False)
         self.loss, self.optimizer = loss, optimizer
         self.weights = optimizer.parameters
+        self.scale = Parameter(Tensor(1.0, ms.float32), name="scale", requires_grad=False)
+        self.learning_rate = Parameter(Tensor(0.0, ms.float32), name="learning_rate", requires_grad=False)
         self.gradient = ops.GradOperation(get_by_list=True, sens_param=True)
         self.reducer = nn.PipelineGradReducer(self.weights) if accumulates else nn.Identity()
 
-    def construct(self, input_ids, targets, scale, learning_rate):
-        """Returns (mean loss, norm of the gradients).
-
-        Args:
-            input_ids, targets: int32 (B, T).
-            scale: float32 scalar, 1 / number of targets.
-            learning_rate: float32 scalar.
-        """
+    def construct(self, input_ids, targets):
+        """input_ids and targets int32 (B, T) -> (mean loss, norm of the gradients before clipping (1,))."""
         loss = self.loss(input_ids, targets)
-        gradients = self.gradient(self.loss, self.weights)(input_ids, targets, scale)
-        norm = self.optimizer(self.reducer(gradients), learning_rate)
-        return loss * scale, norm
+        gradients = self.gradient(self.loss, self.weights)(input_ids, targets, self.scale)
+        norm = self.optimizer(self.reducer(gradients), self.learning_rate)
+        return loss * self.scale, norm

@@ -1,0 +1,96 @@
+"""A layout turned into MindSpore's auto-parallel: its context, and the program of one optimiser step."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import mindspore as ms
+from mindspore import ParameterTuple, nn
+
+from msllm import kernels
+from msllm.parallel.auto.apply import cut_model
+from msllm.parallel.auto.cuts import Cuts
+from msllm.parallel.auto.train import AdamW, BlockLoss, TrainStep
+from msllm.parallel.config import ParallelConfig
+from msllm.parallel.plans import plan_for
+from msllm.training.arguments import TrainingArguments
+
+_NO_THRESHOLD = 0  # KiB: parameters of any size are shared
+
+
+def set_context(config: ParallelConfig, rank: int, strategy_file: str | Path | None = None) -> None:
+    """Sets MindSpore's parallel context; before a model is built, whose parameters then hold no values yet.
+
+    Args:
+        config: with ``data`` filled in.
+        rank: of this card among all.
+        strategy_file: where MindSpore writes how it cuts the parameters (protobuf), once it has compiled.
+    """
+    ms.set_context(mode=ms.GRAPH_MODE)
+    values = {
+        "parallel_mode": "semi_auto_parallel" if config.search == "none" else "auto_parallel",
+        "device_num": config.world,
+        "global_rank": rank,
+        "pipeline_stages": config.pipeline,
+        # Each card reads the examples of its data-parallel rank.
+        "dataset_strategy": ((config.data, 1), (config.data, 1)),
+        # The program's loss is a sum over the whole batch: gradients of its parts are summed, not averaged.
+        "gradients_mean": False,
+        "enable_parallel_optimizer": config.optimizer > 0,
+    }
+    if config.optimizer:
+        level = {"optimizer_level": f"level{config.optimizer}", "parallel_optimizer_threshold": _NO_THRESHOLD}
+        values["parallel_optimizer_config"] = level
+    if config.search != "none":
+        values["search_mode"] = config.search
+    if strategy_file is not None:
+        values["strategy_ckpt_config"] = {"save_file": str(strategy_file), "only_trainable_params": False}
+    ms.set_auto_parallel_context(**values)
+
+
+@dataclasses.dataclass
+class Program:
+    """One optimiser step of a model in a layout.
+
+    Attributes:
+        step: the cell to compile and call, see TrainStep.
+        model: whose layers it cut.
+    """
+
+    step: TrainStep
+    model: nn.Cell
+    functions: dict
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """To be open whenever ``step`` is compiled, which its first call does."""
+        with kernels.replaced(**self.functions):
+            yield
+
+
+def build(model, config: ParallelConfig, training: TrainingArguments, cuts: Cuts) -> Program:
+    """Cuts a model in place and returns its program.
+
+    Args:
+        model: a whole CausalLM; with ``set_context`` set before it was built.
+        config: with ``data`` filled in, checked against the model's sizes.
+        training: betas, epsilon, weight decay and clipping are read.
+        cuts: how operators are cut and in which type they compute.
+    """
+    names = {id(p): p.name for p in model.get_parameters()}
+    functions = cut_model(model, plan_for(model.config.model_type), config, cuts)
+    model.set_train(True)
+    loss = BlockLoss(model, cuts)
+    if config.pipeline > 1:
+        loss = nn.PipelineCell(loss, config.micro_batches)
+    elif config.micro_batches > 1:
+        loss = nn.GradAccumulationCell(loss, config.micro_batches)
+    for parameter in model.get_parameters():  # cells around it may have named it anew
+        parameter.name = names.get(id(parameter), parameter.name)
+    betas = (training.adam_beta1, training.adam_beta2)
+    weights = ParameterTuple(model.trainable_params())
+    optimizer = AdamW(weights, betas, training.adam_epsilon, training.weight_decay, training.max_grad_norm)
+    step = TrainStep(loss, optimizer, config.micro_batches > 1)
+    step.set_train(True)
+    return Program(step, model, functions)
