@@ -109,7 +109,8 @@ def compile_front_end(request: Mapping) -> dict:
     Args:
         request: ``parallel``, values of a ParallelConfig with ``data`` filled in; ``rank``; ``config``, values of a
             model's config.json; ``length`` and ``rows``, the tokens of an example and the examples of a card in a step;
-            ``dtype``, name of MindSpore's type of activations; ``strategy``, a file that MindSpore writes.
+            ``dtype``, name of MindSpore's type of activations; ``fused``, see Cuts (default true); ``strategy``, a file
+            that MindSpore writes.
 
     Returns:
         seconds, peak_bytes of this process, and the whole shapes of the trained parameters by name.
@@ -133,7 +134,7 @@ def compile_front_end(request: Mapping) -> dict:
     cls = model_class(request["config"])
     model = cls(cls.config_class.from_dict(request["config"]))
     shapes = {p.name: tuple(p.shape) for p in model.trainable_params()}
-    cuts = Cuts.of(config, getattr(ms, request["dtype"]))
+    cuts = Cuts.of(config, getattr(ms, request["dtype"]), request.get("fused", True))
     program = build(model, config, TrainingArguments(weight_decay=0.1), cuts)
     batch = ms.Tensor(np.zeros((request["rows"], request["length"]), np.int32))
     from mindspore.common.api import _cell_graph_executor
