@@ -6,6 +6,7 @@ __all__, __getattr__ = exports(
     __name__,
     {
         "ParallelConfig": "config",
+        "Server": "server",
         "Strategy": "strategy",
         "Workers": "comm",
         "join": "strategy",

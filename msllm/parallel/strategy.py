@@ -12,7 +12,7 @@ from msllm import kernels
 from msllm.errors import UserError
 from msllm.layers import positions
 from msllm.layers.attention import use_core
-from msllm.parallel import sharded
+from msllm.parallel import server, sharded
 from msllm.parallel.comm import Workers, start_workers
 from msllm.parallel.config import ParallelConfig
 from msllm.parallel.context import HeadAttention, RingAttention, token_places
@@ -26,12 +26,12 @@ from msllm.parallel.spread import spread_layers
 from msllm.parallel.whole import WholeCheckpoint
 from msllm.parallel.zero import Shares, shares_of, slice_of
 from msllm.training import checkpoint
-from msllm.training.alone import scaled_value_and_grad
+from msllm.training.alone import Alone, scaled_value_and_grad
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def join(config: ParallelConfig, output: str | Path, resume: str | None) -> "Workers | Strategy | None":
+def join(config: ParallelConfig, output: str | Path, resume: str | None) -> Alone | server.Server | None:
     """Joins the other processes of a run, where msrun or the launcher started this one.
 
     Args:
@@ -39,9 +39,11 @@ def join(config: ParallelConfig, output: str | Path, resume: str | None) -> "Wor
         output, resume: see Trainer.train; a checkpoint in parts is read by a Strategy, in one process too.
 
     Returns:
-        What the Trainer takes: None for a process alone.
+        What the Trainer takes: None for a process alone. Of a parameter server, what serves those who train.
     """
     workers = start_workers()
+    if config.servers:
+        return server.part(workers, config)
     found = checkpoint.find(Path(output))
     source = Path(resume) if resume not in (None, "auto") else found[-1] if resume and found else None
     if config.plain and not (source is not None and (source / checkpoint.LAYOUT).is_file()):
@@ -49,7 +51,7 @@ def join(config: ParallelConfig, output: str | Path, resume: str | None) -> "Wor
     return Strategy(workers or Workers(0, 1), config)
 
 
-class Strategy:
+class Strategy(Alone):
     """What training.Alone is for one process, for workers in any layout.
 
     Args:
@@ -76,7 +78,7 @@ class Strategy:
         self.mesh = mesh = Mesh(workers, config)
         self.config, self.micro_batches = mesh.config, config.micro_batches
         self.rank, self.world, self.any, self.barrier = workers.rank, workers.world, workers.any, workers.barrier
-        self.agree = workers.agree
+        self.agree, self.objects, self.watch = workers.agree, workers.objects, workers.watch
         self.data_rank, self.data_world = mesh.data.index, mesh.data.size
         # The workers of a tensor group drop out the same of the residual stream, which each of them has; where they
         # share its tokens, each something else.

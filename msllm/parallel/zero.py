@@ -45,12 +45,12 @@ class Shares:
     def sum_to_owners(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """Returns the summed gradients of ``owned``, from this member's gradients of all parameters."""
         flat = self.group.reduce_scatter(self._row(grads, self.length * self.group.size))
-        return _pieces(flat, [(p.size,) for p in self.owned])
+        return pieces(flat, [(p.size,) for p in self.owned])
 
     def whole(self) -> list[Tensor]:
         """Returns all parameters, put together from what the members own."""
         row = self.group.all_gather(self._row([p.value() for p in self.owned], self.length))
-        return _pieces(row, self.shapes)
+        return pieces(row, self.shapes)
 
     def fetch(self) -> None:
         """Gives the whole parameters their values."""
@@ -89,10 +89,11 @@ def _part(parameter: Parameter, first: int, last: int) -> Parameter:
     return part
 
 
-def _pieces(row: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    pieces, start = [], 0
+def pieces(row: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Returns tensors of these shapes, which lie one after the other in ``row`` (1-dimensional)."""
+    found, start = [], 0
     for shape in shapes:
         size = int(np.prod(shape))
-        pieces.append(row[start : start + size].reshape(shape))
+        found.append(row[start : start + size].reshape(shape))
         start += size
-    return pieces
+    return found

@@ -1,6 +1,6 @@
 """What the loop asks of the processes of a run, as the only one answers it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -9,6 +9,7 @@ from mindspore import ParameterTuple, Tensor, ops
 from msllm import kernels
 from msllm.errors import UserError
 from msllm.training.objective import Objective
+from msllm.training.optimizer import OPTIMIZERS
 
 
 def scaled_value_and_grad(model, objective: Objective, parameters: list) -> Callable:
@@ -31,12 +32,14 @@ class Alone:
         length_multiple: what the length of a batch is padded to a multiple of.
         micro_batches: pieces that a batch is cut into.
         sharded: whether each process writes its part of a checkpoint.
+        optimizers: by name; the states may be elsewhere than in this process' memory.
     """
 
     rank, world = 0, 1
     data_rank, data_world = 0, 1
     random_offset, length_multiple, micro_batches = 0, 1, 1
     sharded = False
+    optimizers = OPTIMIZERS
 
     def prepare(self, model, objective: Objective, jit: bool) -> list:
         """Gets ready to train a model; returns the parameters that the optimiser of this process updates.
@@ -68,8 +71,12 @@ class Alone:
         for tensors in batches:
             (_, values), new = self._value_and_grad(tensors, scale)
             terms = terms + values.asnumpy()
-            grads = list(new) if grads is None else [a + b for a, b in zip(grads, new, strict=True)]
+            grads = list(new) if grads is None else self.accumulate(grads, new)
         return terms, grads
+
+    def accumulate(self, sums: list[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the gradients of the parameters, with those of one more micro-batch."""
+        return [a + b for a, b in zip(sums, new, strict=True)]
 
     def evaluate(self, tensors: Mapping[str, Tensor]) -> np.ndarray:
         """Returns the sums of the loss terms (K,) of this process' part of a batch."""
@@ -93,6 +100,27 @@ class Alone:
     def any(self, flag: bool) -> bool:
         """Returns whether it is true for any process."""
         return flag
+
+    def stop(self, interrupted: bool) -> bool:
+        """Returns whether to stop after this step, because this or another process was interrupted."""
+        return self.any(interrupted)
+
+    def settle(self) -> None:
+        """Called before a model is evaluated or written: then all processes have its newest parameters."""
+
+    def close(self) -> None:
+        """Called when the run is over, by an error too."""
+
+    def objects(self, value) -> list:
+        """Returns what every process gave, in the order of their ranks."""
+        return [value]
+
+    def watch(self, timer: Callable | None) -> None:
+        """Lets ``timer`` (operation, group, channel, action) -> the action's result run what is sent to others.
+
+        Args:
+            timer: None ends it. A channel names those who take part.
+        """
 
     def agree(self, settings: Mapping) -> None:
         """Raises UserError where another process has other data or options: sums of their gradients mean nothing."""
