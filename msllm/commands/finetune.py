@@ -68,10 +68,12 @@ def finetune(
     from msllm.data import preview as show
     from msllm.models.causal_lm import require_causal
     from msllm.models.pretrained import model_class, read_config
-    from msllm.parallel import join
+    from msllm.parallel import Server, join
     from msllm.tokenization import load_tokenizer
 
     group = None if preview else join(parallel, output, resume)
+    if isinstance(group, Server):
+        return group.serve()
     model_class(read_config(model), f"{model}/config.json")  # a wrong folder shows before the data is read
     tokenizer = load_tokenizer(model)
     records = [r for source in _files(data) for r in load_records(source, limit=limit)]

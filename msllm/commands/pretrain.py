@@ -66,9 +66,11 @@ def pretrain(
     job = _Job(data, training, output, eval_data, model, family, sizes, block_size, sampling).checked()
     if start_command("pretrain", output, resume, overwrite, workers, time_limit, parallel, job.fits):
         return
-    from msllm.parallel import join
+    from msllm.parallel import Server, join
 
     group = join(parallel, output, resume)
+    if isinstance(group, Server):
+        return group.serve()
     trainer = _bert_trainer(job, group) if job.family == "bert" else _gpt_trainer(job, group)
     trainer.train(resume, overwrite)
     if trainer.rank == 0:
