@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from msllm.errors import UserError
@@ -91,9 +92,14 @@ def table(rows: list[dict]) -> str:
         )
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(heads, *cells)]
+    return columns(heads, cells, 3)
+
+
+def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """Returns a table as lines of text; the first ``left`` columns are flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows)]
     lines = []
-    for line in (heads, *cells):
-        words = [w.ljust(n) if i < 3 else w.rjust(n) for i, (w, n) in enumerate(zip(line, widths))]
+    for line in (heads, *rows):
+        words = [w.ljust(n) if i < left else w.rjust(n) for i, (w, n) in enumerate(zip(line, widths))]
         lines.append("  ".join(words).rstrip())
     return "\n".join(lines)

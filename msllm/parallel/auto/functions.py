@@ -1,7 +1,7 @@
 """The kernels between the layers that own parameters, as cells of operators that say how they are cut.
 
-They take the places of kernels.attention, rotary and so on while a model is compiled for auto-parallel. Shapes: B batch,
-T tokens, D width, H heads, K key-value heads, C head width, F feed-forward width.
+They take the places of kernels.attention, rotary and so on while a model is compiled for auto-parallel. Shapes: B
+batch, T tokens, D width, H heads, K key-value heads, C head width, F feed-forward width.
 """
 
 import math
@@ -156,7 +156,8 @@ class Attention(nn.Cell):
 def causal_scores(T):
     """Returns what is added to the scores to hide the keys after each query, float32 (1, 1, T, T)."""
     places = np.arange(T)
-    return np.where(places > places[:, None], np.float32(_HIDDEN), np.float32(0))[None, None]
+    # In a graph np.where of two float32 numbers is float64, and so would the softmax be.
+    return np.where(places > places[:, None], _HIDDEN, 0.0).astype(np.float32)[None, None]
 
 
 class PackedAttention(nn.Cell):
@@ -171,7 +172,10 @@ class PackedAttention(nn.Cell):
     def construct(
         self, qkv_BTP, heads, interleaved, scale, causal=True, key_mask=None, row_start=None, slopes=None, dropout=0.0
     ):
-        """(B, T, 3 H C), its last axis (H, 3, C), where ``interleaved``, else PackedLinear's (3, B, T, H C), -> (B, T, H C)."""
+        """Queries, keys and values -> (B, T, H C).
+
+        They are (B, T, 3 H C), the last axis (H, 3, C), where ``interleaved``, else PackedLinear's (3, B, T, H C).
+        """
         if interleaved:
             B, T, P = qkv_BTP.shape
             q, k, v = self.of_heads(self.reshape(qkv_BTP, (B, T, heads, P // heads)))

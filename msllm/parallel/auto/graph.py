@@ -26,8 +26,8 @@ class Collective:
     """Collectives of one sort in a card's step.
 
     Attributes:
-        part: of the step: forward, backward, parameters (gradients summed, parameters gathered), pipeline, norm (the sum
-            over all cards for clipping), redistribution (where two operators want a tensor cut in different ways).
+        part: of the step: forward, backward, parameters (gradients summed, parameters gathered), pipeline, norm (the
+            sum over all cards for clipping), redistribution (where two operators want a tensor cut differently).
         kind: MindSpore's operator.
         dtype: of the elements.
         members: cards in the group.
