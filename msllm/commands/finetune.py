@@ -8,6 +8,7 @@ from typing import Literal
 from msllm.errors import UserError
 from msllm.parallel.config import ParallelConfig
 from msllm.parallel.launch import ALONE, start_command
+from msllm.parallel.offload import IN_MEMORY, OffloadConfig
 from msllm.training.arguments import TrainingArguments
 from msllm.tuning.config import LoraConfig
 
@@ -32,6 +33,7 @@ def finetune(
     workers: int = 1,
     time_limit: float | None = None,
     parallel: ParallelConfig = ALONE,
+    offload: OffloadConfig = IN_MEMORY,
 ) -> None:
     """Fine-tunes a model on instructions, conversations or plain text.
 
@@ -54,6 +56,7 @@ def finetune(
         workers: processes of this machine to train on; their logs go to output/logs. Under msrun, leave it out.
         time_limit: seconds after which these workers save a checkpoint and end.
         parallel: how the run is spread over the workers.
+        offload: what is on the host or in files rather than in memory.
     """
     if lora != LoraConfig() and tuning != "lora":
         raise UserError(f"options of lora were given but tuning is {tuning!r}; add --tuning lora")
@@ -61,7 +64,7 @@ def finetune(
         raise UserError("output is missing: where does the result go? add --output FOLDER")
     if tuning == "lora" and not parallel.plain:
         raise UserError("adapters are trained by data-parallel workers alone; leave out the other parallel options")
-    fits = functools.partial(_fits, model, training, max_length)
+    fits = functools.partial(_fits, model, training, max_length, offload, tuning)
     if not preview and start_command("finetune", output, resume, overwrite, workers, time_limit, parallel, fits):
         return
     from msllm.data import encode_records, load_records, train_validation_split
@@ -71,7 +74,7 @@ def finetune(
     from msllm.parallel import Server, join
     from msllm.tokenization import load_tokenizer
 
-    group = None if preview else join(parallel, output, resume)
+    group = None if preview else join(parallel, output, resume, offload)
     if isinstance(group, Server):
         return group.serve()
     model_class(read_config(model), f"{model}/config.json")  # a wrong folder shows before the data is read
@@ -88,6 +91,7 @@ def finetune(
 
     network, tokenizer = open_checkpoint(model)
     require_causal(network, model)
+    offload.apply(network)
     length = min(max_length, network.max_length or max_length)
     examples, report = encode_records(records, tokenizer, length)
     print(f"training data: {report}", file=sys.stderr)
@@ -120,8 +124,16 @@ def finetune(
         print(f"saved {output}; try it: msllm {command}", file=sys.stderr)
 
 
-def _fits(model: str, training: TrainingArguments, max_length: int, parallel: ParallelConfig) -> None:
+def _fits(
+    model: str,
+    training: TrainingArguments,
+    max_length: int,
+    offload: OffloadConfig,
+    tuning: str,
+    parallel: ParallelConfig,
+) -> None:
     """Raises UserError where a model or its batches cannot be spread so."""
+    offload.check(parallel, training.optim, tuning)
     if parallel.plain:
         return
     from msllm.models.pretrained import model_config

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from msllm.errors import UserError, nearest
 from msllm.parallel.config import ParallelConfig
 from msllm.parallel.launch import ALONE, start_command
+from msllm.parallel.offload import IN_MEMORY, OffloadConfig
 from msllm.training.arguments import TrainingArguments
 
 _GPTS = {"gpt2": "GPT2LMHeadModel", "openai-gpt": "OpenAIGPTLMHeadModel"}
@@ -35,6 +36,7 @@ def pretrain(
     workers: int = 1,
     time_limit: float | None = None,
     parallel: ParallelConfig = ALONE,
+    offload: OffloadConfig = IN_MEMORY,
 ) -> None:
     """Pre-trains a GPT on next tokens, or a BERT on masked words and next sentences; under msrun, on several workers.
 
@@ -60,15 +62,16 @@ def pretrain(
         workers: processes of this machine to train on; their logs go to output/logs. Under msrun, leave it out.
         time_limit: seconds after which these workers save a checkpoint and end.
         parallel: how the run is spread over the workers.
+        offload: what is on the host or in files rather than in memory.
     """
     sizes = {"hidden_size": hidden_size, "layers": layers, "heads": heads, "intermediate_size": intermediate_size}
     sizes |= {"max_positions": max_positions, "dropout": dropout}
-    job = _Job(data, training, output, eval_data, model, family, sizes, block_size, sampling).checked()
+    job = _Job(data, training, output, eval_data, model, family, sizes, block_size, sampling, offload).checked()
     if start_command("pretrain", output, resume, overwrite, workers, time_limit, parallel, job.fits):
         return
     from msllm.parallel import Server, join
 
-    group = join(parallel, output, resume)
+    group = join(parallel, output, resume, offload)
     if isinstance(group, Server):
         return group.serve()
     trainer = _bert_trainer(job, group) if job.family == "bert" else _gpt_trainer(job, group)
@@ -91,6 +94,7 @@ class _Job:
     sizes: dict[str, Any]
     block_size: int | None
     sampling: str
+    offload: OffloadConfig
 
     def checked(self) -> "_Job":
         """Returns the job with its family; UserError where options contradict each other or the data."""
@@ -113,6 +117,7 @@ class _Job:
 
     def fits(self, parallel: ParallelConfig) -> None:
         """Raises UserError where the model or its batches cannot be spread so."""
+        self.offload.check(parallel, self.training.optim)
         if parallel.plain:
             return
         from msllm.models.pretrained import model_config
@@ -179,6 +184,7 @@ def _bert_trainer(job: _Job, workers):
         network = BertForPreTraining.from_pretrained(job.model)
     else:
         network = _new_bert(job.sizes, tokenizer)
+    job.offload.apply(network)
     longest = check_length(network, [part for part in (examples, eval_examples) if part is not None])
     print(
         f"BERT with {sum(p.size for p in network.get_parameters()):,} parameters; {len(examples):,} examples of at "
@@ -240,6 +246,7 @@ def _gpt_trainer(job: _Job, workers):
         check_vocabulary(tokenizer, network, job.model)
     else:
         network = _new_gpt(job.family, job.sizes, tokenizer)
+    job.offload.apply(network)
     parts = [part for part in (train, held_out) if part is not None]
     block_size = block_length_of(network, parts, job.block_size, job.sizes["max_positions"])
     world = 1 if workers is None else workers.data_world

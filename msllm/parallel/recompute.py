@@ -14,8 +14,6 @@ from mindspore.common._grad_function import _Function
 
 from msllm import kernels
 from msllm.layers import moe_layers
-from msllm.parallel.comm import Group
-from msllm.parallel.zero import Shares
 
 
 class _Pass(_Function):
@@ -57,21 +55,22 @@ class RecomputedBlock(nn.Cell):
 
     Args:
         block: called as block(x, update, *rest) -> (x, update).
-        group: workers that each own a part of the parameters; None where each has them whole.
-        complete: what is done with the gradients by name before they go to their owners.
+        shares: where the parameters are between passes, such as zero.Shares or mapped_blocks.Shelf; None where they
+            stay here.
+        complete: what is done with the gradients by name before ``shares`` takes them.
     """
 
-    def __init__(self, block: nn.Cell, group: Group | None, complete: Callable[[dict], dict]):
+    def __init__(self, block: nn.Cell, shares=None, complete: Callable[[dict], dict] = dict):
         super().__init__()
-        self.complete = complete
+        self.complete, self.shares = complete, shares
         weights = ParameterTuple(block.trainable_params())
-        self.shares = None if group is None else Shares(weights, group)
-        if group is None:
+        apart = shares is not None and shares.apart
+        if not apart:
             self.block = block
-        else:
-            self.shares.let_go()
+        if shares is not None:
+            shares.let_go()
         # Not children of this cell: the parameters are this cell's only where they are whole.
-        hidden = () if group is None else tuple(moe_layers(block))
+        hidden = tuple(moe_layers(block)) if apart else ()
         for name, value in {"inner": block, "weights": weights, "hidden": hidden}.items():
             object.__setattr__(self, name, value)
 

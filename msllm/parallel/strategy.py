@@ -18,6 +18,7 @@ from msllm.parallel.config import ParallelConfig
 from msllm.parallel.context import HeadAttention, RingAttention, token_places
 from msllm.parallel.costs import LAST_SHARE, layer_costs
 from msllm.parallel.mesh import Mesh
+from msllm.parallel.offload import IN_MEMORY, OffloadConfig, offloaded
 from msllm.parallel.pipeline import Pipeline, Stage
 from msllm.parallel.plans import check_splits, plan_for, sizes
 from msllm.parallel.recompute import RecomputedBlock
@@ -31,12 +32,15 @@ from msllm.training.alone import Alone, scaled_value_and_grad
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def join(config: ParallelConfig, output: str | Path, resume: str | None) -> Alone | server.Server | None:
+def join(
+    config: ParallelConfig, output: str | Path, resume: str | None, offload: OffloadConfig = IN_MEMORY
+) -> Alone | server.Server | None:
     """Joins the other processes of a run, where msrun or the launcher started this one.
 
     Args:
         config: how the run is spread.
         output, resume: see Trainer.train; a checkpoint in parts is read by a Strategy, in one process too.
+        offload: where states are.
 
     Returns:
         What the Trainer takes: None for a process alone. Of a parameter server, what serves those who train.
@@ -46,9 +50,9 @@ def join(config: ParallelConfig, output: str | Path, resume: str | None) -> Alon
         return server.part(workers, config)
     found = checkpoint.find(Path(output))
     source = Path(resume) if resume not in (None, "auto") else found[-1] if resume and found else None
-    if config.plain and not (source is not None and (source / checkpoint.LAYOUT).is_file()):
-        return workers
-    return Strategy(workers or Workers(0, 1), config)
+    if not config.plain or (source is not None and (source / checkpoint.LAYOUT).is_file()):
+        workers = Strategy(workers or Workers(0, 1), config)
+    return offloaded(workers, offload, output)
 
 
 class Strategy(Alone):
@@ -149,8 +153,9 @@ class Strategy(Alone):
             chosen = range(*stage.pieces[-1]) if stage.is_last else ()
         names = {id(p): p.name for p in self.model.get_parameters()}
         for i in chosen:
-            group = self.mesh.samples if self.config.optimizer == 3 else None
-            blocks[i] = RecomputedBlock(blocks[i], group, self._sum_partial)
+            weights = blocks[i].trainable_params()
+            shares = Shares(weights, self.mesh.samples) if self.config.optimizer == 3 else None
+            blocks[i] = RecomputedBlock(blocks[i], shares, self._sum_partial)
             self.blocks.append(blocks[i])
         for parameter in self.model.get_parameters():
             parameter.name = names.get(id(parameter), parameter.name)

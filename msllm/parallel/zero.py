@@ -26,7 +26,10 @@ class Shares:
         parameters: the whole ones.
         owned: this member's parts, 1-dimensional Parameters, each of one parameter; ``slice`` says of which part, and
             ``decayed`` whether it is of a matrix.
+        apart: that the parts are other Parameters than the whole ones.
     """
+
+    apart = True
 
     def __init__(self, parameters: Sequence[Parameter], group: Group):
         self.parameters, self.group = list(parameters), group
