@@ -2,6 +2,8 @@
 
 import os
 
+from msllm.lazy import exports
+
 # MindSpore's generated protobuf files load with the pure Python implementation only. It sets this itself, but too late
 # where something else (a SentencePiece file) brings protobuf in first.
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
@@ -23,4 +25,28 @@ def load_tokenizer(folder):
     return load(folder)
 
 
-__all__ = ["__version__", "from_pretrained", "load_tokenizer"]
+_AUTO = (
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForNextSentencePrediction",
+    "AutoModelForPreTraining",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoTokenizer",
+)
+_names, __getattr__ = exports(
+    __name__,
+    {
+        **dict.fromkeys(_AUTO, "interfaces.auto"),
+        "ParallelConfig": "parallel.config",
+        "Trainer": "interfaces.trainer",
+        "TrainingArguments": "training.arguments",
+        "Transformer": "interfaces.transformer",
+        "pipeline": "interfaces.pipelines",
+    },
+)
+__all__ = ["__version__", "from_pretrained", "load_tokenizer", *_names]

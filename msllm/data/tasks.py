@@ -80,12 +80,12 @@ def read_texts(path: str | Path, limit: int | None = None) -> list[LabelledText]
             rows = [rows[i] for i in sorted(random_order(len(rows), 0)[:limit])]
         # -1 stands there for a label that is kept secret.
         known = [(number, {k: v for k, v in row.items() if (k, v) != ("label", -1)}) for number, row in rows]
-        return _checked([_labelled(row, f"{hub}, record {number}") for number, row in known], name)
+        return _checked([labelled_text(row, f"{hub}, record {number}") for number, row in known], name)
     if path.suffix not in (".tsv", ".csv", ".jsonl"):
         raise UserError(f"{path} has the ending {path.suffix or 'none'!r}, expected .tsv, .csv or .jsonl; convert it")
     text = content_of(path)
     rows = json_lines(path, text) if path.suffix == ".jsonl" else _table_rows(path, text)
-    texts = [_labelled(row, f"{path}, line {line}") for line, row in itertools.islice(rows, limit)]
+    texts = [labelled_text(row, f"{path}, line {line}") for line, row in itertools.islice(rows, limit)]
     if not texts:
         raise UserError(f"{path} has a header and nothing below it; add records")
     return _checked(texts, path)
@@ -104,7 +104,7 @@ def _folder_texts(path: Path, limit: int | None) -> list[LabelledText]:
     # Turn by turn, so that the first records of a limit are not all of one label.
     turns = itertools.zip_longest(*([(label, file) for file in files[label]] for label in labels))
     chosen = itertools.islice((pair for turn in turns for pair in turn if pair is not None), limit)
-    return [_labelled({"text": read_text(file), "label": label}, str(file)) for label, file in chosen]
+    return [labelled_text({"text": read_text(file), "label": label}, str(file)) for label, file in chosen]
 
 
 def _checked(texts: list[LabelledText], where: str | Path) -> list[LabelledText]:
@@ -180,7 +180,9 @@ def _columns(path: Path, line: int, row: list[str]) -> tuple[list[str], bool]:
     return ["text", *(["text_b"] if len(row) == 3 else []), "label"], False
 
 
-def _labelled(row: Mapping, source: str) -> LabelledText:
+def labelled_text(row: Mapping, source: str) -> LabelledText:
+    """Returns a record as the columns of a file name it; UserError, which names ``source``, where it is none."""
+
     def find(names: Sequence[str]) -> str | None:
         key = next((name for name in names if name in row), None)
         if key is None:

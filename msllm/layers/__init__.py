@@ -1,7 +1,7 @@
 """nn.Cells and functions that models share. Shapes: B batch, T tokens, S keys, D width, H heads, K key-value heads,
 C head width, R = C/2 rotary pairs, E experts."""
 
-from msllm.layers.attention import attend, attend_packed, attention_weights, record_attention, use_core
+from msllm.layers.attention import attend, attend_masked, attend_packed, attention_weights, record_attention, use_core
 from msllm.layers.basic import (
     CrossEntropy,
     Dropout,
@@ -33,6 +33,7 @@ __all__ = [
     "Rotary",
     "alibi_slopes",
     "attend",
+    "attend_masked",
     "attend_packed",
     "attention_weights",
     "drawn",

@@ -3,12 +3,18 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
+import mindspore as ms
 import numpy as np
+from mindspore import Tensor, ops
 
 from msllm import kernels
 from msllm.errors import UserError
 from msllm.kernels import stock
 
+_scores, _mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
+_max, _sum = ops.ReduceMax(keep_dims=True), ops.ReduceSum(keep_dims=True)
+_FAR = 1e30  # leaves no trace of a score, and no infinity
+_TINY = Tensor(np.array(np.finfo(np.float32).tiny))
 _record: list[np.ndarray] | None = None
 _core: Callable | None = None
 
@@ -108,6 +114,37 @@ def _shared(q_BTHC, k_BTKC, v_BTKC, scale, causal, key_mask, row_start, slopes, 
             raise UserError(f"{what} cannot be used where workers share the tokens; use --parallel.sequence 1 for it")
     out = _core(q_BTHC, k_BTKC, v_BTKC, scale, causal, key_mask, row_start, slopes, dropout)
     return out.reshape(*q_BTHC.shape[:2], -1)
+
+
+def attend_masked(q_BTHC, k_BSHC, v_BSHC, scale, mask_BTS=None, dropout=0.0):
+    """The same, each query under a mask of its own: from MindSpore's operators, as kernels know masks of keys only.
+
+    Args:
+        mask_BTS: (B, T, S), any number: other than 0 where a query may see a key; None where all see all.
+
+    Returns:
+        (B, T, H * C); of a query that sees no key, zeros.
+
+    Raises:
+        UserError: where workers share the tokens (use_core).
+    """
+    if mask_BTS is None:
+        return attend(q_BTHC, k_BSHC, v_BSHC, scale, causal=False, dropout=dropout)
+    if _core is not None:
+        raise UserError(
+            "a mask for each query cannot be used where workers share the tokens; use --parallel.sequence 1"
+        )
+    B, T, H, C = q_BTHC.shape
+    q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q_BTHC, k_BSHC, v_BSHC))
+    seen = ops.cast(mask_BTS != 0, ms.float32).reshape(B, 1, T, -1)
+    scores = _scores(q, k) * scale + (seen - 1.0) * _FAR
+    powers = ops.exp(scores - ops.stop_gradient(_max(scores, -1))) * seen
+    weights = powers / ops.maximum(_sum(powers, -1), _TINY)
+    if _record is not None:
+        _record.append(weights.asnumpy().astype(np.float64))
+    if dropout > 0.0:
+        weights = kernels.dropout(weights, dropout)
+    return ops.transpose(_mix(weights, v), (0, 2, 1, 3)).reshape(B, T, H * C)
 
 
 def attend_packed(
