@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from msllm.parallel.auto.cuts import DATA, HEADS, INNER, SCORES, STREAM, TENSOR, Cuts
+from msllm.parallel.auto.cuts import HEADS, INNER, SCORES, STREAM, TENSOR, Cuts
 
 _HIDDEN = -10000.0  # finite in every type, and exp of it is 0
 _FLASH_MASK, _RIGHT_DOWN_CAUSAL = 2048, 3  # side of FlashAttentionScore's causal mask, and its sparse_mode
@@ -161,26 +161,17 @@ def causal_scores(T):
 
 
 class PackedAttention(nn.Cell):
-    """kernels.packed_attention."""
+    """kernels.packed_attention of a projection whose rows are (H, 3, C), see layers.by_heads."""
 
     def __init__(self, cuts: Cuts, attention: Attention):
         super().__init__()
-        self.attention = attention
-        self.matrices, self.of_heads = cuts(ops.Split(0, 3), (1, DATA, 1, TENSOR)), cuts(ops.Split(3, 3), HEADS)
-        self.reshape = ops.Reshape()
+        self.attention, self.split, self.reshape = attention, cuts(ops.Split(3, 3), HEADS), ops.Reshape()
 
     def construct(
         self, qkv_BTP, heads, interleaved, scale, causal=True, key_mask=None, row_start=None, slopes=None, dropout=0.0
     ):
-        """Queries, keys and values -> (B, T, H C).
-
-        They are (B, T, 3 H C), the last axis (H, 3, C), where ``interleaved``, else PackedLinear's (3, B, T, H C).
-        """
-        if interleaved:
-            B, T, P = qkv_BTP.shape
-            q, k, v = self.of_heads(self.reshape(qkv_BTP, (B, T, heads, P // heads)))
-        else:
-            _, B, T, P = qkv_BTP.shape
-            q, k, v = (self.reshape(x, (B, T, heads, P // heads)) for x in self.matrices(qkv_BTP))
+        """(B, T, 3 H C) -> (B, T, H C); the heads lie together, whether the model's file has them so or not."""
+        B, T, P = qkv_BTP.shape
+        q, k, v = self.split(self.reshape(qkv_BTP, (B, T, heads, P // heads)))
         out = self.attention(q, k, v, scale, causal, key_mask, row_start, slopes, None, dropout)
         return self.reshape(out, (B, T, -1))
