@@ -26,7 +26,7 @@ def compile_layout(
     fast: bool = False,
     parallel: ParallelConfig = ALONE,
 ) -> None:
-    """Compiles a training step with MindSpore's auto-parallel for cards that are not here: what each would hold and send.
+    """Compiles a training step with MindSpore's auto-parallel for absent cards: what each would hold and send.
 
     Args:
         model: a name such as llama2-7b, a config.json, or the folder of one.
@@ -57,8 +57,8 @@ def compile_layout(
         print(report(work, check))
     seconds, peak = sum(c.seconds for c in checks), max(c.peak_bytes for c in checks)
     print(
-        f"compiled for {cards} cards ({work.parallel}) in {seconds:.1f} s with {peak / 2**30:.2f} GiB here; nothing ran "
-        f"on a card, and nothing is said of a card's peak of memory or its speed\n"
+        f"compiled for {cards} cards ({work.parallel}) in {seconds:.1f} s with {peak / 2**30:.2f} GiB here; nothing "
+        f"ran on a card, and nothing is said of a card's peak of memory or its speed\n"
         f"{folder}: {', '.join(['compile.json', 'sharding.png', *(c.strategy.name for c in checks if c.strategy)])}"
     )
 

@@ -19,8 +19,8 @@ from msllm.parallel.auto.layers import (
     CutLayerNorm,
     CutLinear,
     CutRMSNorm,
-    PackedLinear,
     StageEnd,
+    by_heads,
 )
 from msllm.parallel.config import ParallelConfig
 from msllm.parallel.plans import Plan
@@ -44,11 +44,14 @@ def cut_model(model, plan: Plan, config: ParallelConfig, cuts: Cuts) -> dict[str
         UserError: a layer is no plain Linear, such as one with adapters; layers that attend in different ways.
     """
     blocks = getattr(model.body, plan.blocks)
-    kernels = _kernels([cell_at(block, plan.counts[0][0]) for block in blocks], bool(plan.per_head), cuts)
+    layers = [cell_at(block, plan.counts[0][0]) for block in blocks]
+    kernels = _kernels(layers, bool(plan.per_head), cuts)
     for block in blocks:
         for path, matrices in plan.columns.items():
             linear = _plain(block, path)
-            put_cell(block, path, PackedLinear(linear, cuts) if matrices > 1 else CutLinear(linear, COLUMNS, cuts))
+            for parameter in linear.get_parameters() if matrices > 1 else ():
+                by_heads(parameter, layers[0].heads)
+            put_cell(block, path, CutLinear(linear, COLUMNS, cuts))
         for path in plan.rows:
             put_cell(block, path, CutLinear(_plain(block, path), ROWS_OF_MATRIX, cuts))
     _cut_ends(model, cuts)

@@ -204,8 +204,10 @@ def _extended(few: Check, more: Check, layers: tuple[int, int], plan: Plan) -> C
 def uncut(work: Work, check: Check) -> dict[str, tuple[int, int]]:
     """Returns the parameters that fewer cards share than the layout says: name -> (cards that do, cards that should).
 
-    MindSpore leaves whole, without a word, what cannot be divided evenly.
+    MindSpore leaves whole, without a word, what cannot be divided evenly. A search cuts as it likes: none are named.
     """
+    if work.parallel.search != "none":
+        return {}
     parallel, plan = work.parallel, plan_for(work.config.model_type)
     embedding = model_class(work.config.to_dict()).embedding_name
     cut_weights = (*plan.columns, *plan.rows, embedding, "lm_head")

@@ -88,6 +88,8 @@ def read_graph(folder: str | Path) -> CutGraph:
             parameters[name] = (dtype, _shape(shape))
         elif collective := _COLLECTIVE.match(line):
             key, payload = _collective(collective[1], line, lines[i + 1], lines[i + 2])
+            if key[-1] == 1:  # among itself, a card sends nothing
+                continue
             found[key] += 1
             sizes[key] += payload
     rows = [Collective(*key, count, sizes[key]) for key, count in found.items()]

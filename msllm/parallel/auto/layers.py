@@ -5,10 +5,11 @@ T tokens, N = B T, I inputs, O outputs, D width, V vocabulary.
 """
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from msllm import kernels
-from msllm.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, parameter
+from msllm.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
 from msllm.parallel.auto.cuts import DATA, LOGITS, ROWS, STREAM, TENSOR, Cuts
 
 WHOLE, COLUMNS, ROWS_OF_MATRIX = "whole", "columns", "rows"
@@ -43,43 +44,20 @@ class CutLinear(nn.Cell):
         return kernels.gelu(self.construct(x), kind)
 
 
-class PackedLinear(nn.Cell):
-    """Queries, keys and values of one projection whose rows are (3, H, C): three matrices, each cut by columns.
+def by_heads(parameter: Parameter, heads: int) -> None:
+    """Puts the rows of a projection to queries, keys and values, (3, H, C), into the order (H, 3, C), in place.
 
-    MindSpore cuts an axis into blocks, and a block of all 3 H C rows would be queries alone. So the parameter is
-    (3, H C, I) here, as msllm.parallel.mindspore_strategy writes it too.
-
-    Args:
-        linear: a Linear of 3 O' outputs.
+    MindSpore cuts an axis into blocks: one of (3, H, C) would be queries alone, one of (H, 3, C) is some heads. A
+    parameter without values yet has no order.
     """
-
-    def __init__(self, linear: Linear, cuts: Cuts):
-        super().__init__()
-        self.weight, self.dtype = unpacked(linear.weight), cuts.dtype
-        self.bias = None if linear.bias is None else unpacked(linear.bias)
-        self.product = cuts(ops.BatchMatMul(transpose_b=True), (1, DATA, 1), (1, TENSOR, 1), product=True)
-        self.add = cuts(ops.Add(), (1, DATA, TENSOR), (1, 1, TENSOR))
-        self.tile = cuts(ops.Tile(), (1, DATA, 1))
-        self.cast, self.reshape, self.expand = ops.Cast(), ops.Reshape(), ops.ExpandDims()
-
-    def construct(self, x):
-        """x (B, T, I) -> (3, B, T, O'), which kernels.packed_attention of msllm.kernels.sharded takes."""
-        B, T, width = x.shape
-        x = self.tile(self.reshape(x, (1, B * T, width)), (3, 1, 1))
-        y = self.product(x, self.cast(self.weight, self.dtype))
-        if self.bias is not None:
-            y = self.add(y, self.cast(self.expand(self.bias, 1), self.dtype))
-        return self.reshape(y, (3, B, T, -1))
+    if not parameter.has_init:
+        parameter.set_data(Tensor(np.ascontiguousarray(reordered(parameter.asnumpy(), (3, heads)))))
 
 
-def unpacked(packed: Parameter) -> Parameter:
-    """Returns a new parameter (3, O', ...) of the name and the initial values of one (3 O', ...)."""
-    shape = (3, packed.shape[0] // 3, *packed.shape[1:])
-    new = parameter(shape, packed.init)
-    if packed.has_init is False:  # it holds values, of a checkpoint
-        new.set_data(Tensor(packed.asnumpy().reshape(shape)))
-    new.name = packed.name
-    return new
+def reordered(rows: np.ndarray, groups: tuple[int, int]) -> np.ndarray:
+    """Returns rows (a, b, C) as rows (b, a, C): of (3, H) as (H, 3), and of (H, 3) as (3, H)."""
+    a, b = groups
+    return rows.reshape(a, b, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
 
 
 class CutEmbedding(nn.Cell):

@@ -1,7 +1,5 @@
 """The picture of a compile check: how much of each matrix a card has, and what it sends."""
 
-import math
-
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -49,9 +47,8 @@ def matrices(check: Check) -> list[tuple[str, tuple[int, int], tuple[int, int]]]
     for name, shape in check.shapes.items():
         card = check.graph.parameters[name][1]
         if len(shape) == 2:
-            rows = math.prod(card[:-1])  # three matrices of one projection lie one upon the other
             short = ".".join(part for part in name.split(".") if not part.isdigit()).removesuffix(".weight")
-            found.setdefault((short.split(".", 2)[-1], shape), (shape, (rows, card[-1])))
+            found.setdefault((short.split(".", 2)[-1], shape), (shape, card))
     return [(short, shape, card) for (short, _), (shape, card) in found.items()]
 
 

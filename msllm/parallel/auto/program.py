@@ -33,8 +33,8 @@ def set_context(config: ParallelConfig, rank: int, strategy_file: str | Path | N
         "device_num": config.world,
         "global_rank": rank,
         "pipeline_stages": config.pipeline,
-        # Each card reads the examples of its data-parallel rank.
-        "dataset_strategy": ((config.data, 1), (config.data, 1)),
+        # Each card reads the examples of its data-parallel rank; in a search, which deals ranks out, all examples.
+        "dataset_strategy": ((config.data, 1),) * 2 if config.search == "none" else "full_batch",
         # The program's loss is a sum over the whole batch: gradients of its parts are summed, not averaged.
         "gradients_mean": False,
         "enable_parallel_optimizer": config.optimizer > 0,

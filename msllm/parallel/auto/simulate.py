@@ -136,7 +136,8 @@ def compile_front_end(request: Mapping) -> dict:
     shapes = {p.name: tuple(p.shape) for p in model.trainable_params()}
     cuts = Cuts.of(config, getattr(ms, request["dtype"]), request.get("fused", True))
     program = build(model, config, TrainingArguments(weight_decay=0.1), cuts)
-    batch = ms.Tensor(np.zeros((request["rows"], request["length"]), np.int32))
+    rows = request["rows"] * (1 if config.search == "none" else config.data)
+    batch = ms.Tensor(np.zeros((rows, request["length"]), np.int32))
     from mindspore.common.api import _cell_graph_executor
 
     with program.compiling(), _target("Ascend"):
