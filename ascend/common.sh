@@ -102,9 +102,9 @@ prepare() {
   if [[ -z ${ASCEND_HOME_PATH:-} ]]; then
     for file in "${ASCEND_INSTALL_PATH:-/usr/local/Ascend}"/{cann,ascend-toolkit}/set_env.sh; do
       if [[ -r $file ]]; then
-        set +u # it reads variables that are not set
+        set +eu # it reads variables that are not set, and its commands may fail
         setup "source $(quote "$file")"
-        set -u
+        set -eu
         break
       fi
     done

@@ -18,6 +18,9 @@ ASCEND = REPOSITORY / "ascend"
 SCRIPTS = sorted(ASCEND.rglob("*.sh"))
 LAUNCHERS = [path for path in SCRIPTS if path.name.startswith("launch_")]
 
+with socket.create_server(("127.0.0.1", 0)) as server:
+    PORT = server.getsockname()[1]
+
 # Each notes what it was given, in a file named by its second argument, then does what FAKE_... says.
 NOTE = r"""#!/usr/bin/env bash
 note() {
@@ -153,7 +156,7 @@ def test_one_node_dry_run(cluster):
 
 
 def test_one_node_runs_what_the_dry_run_shows(cluster):
-    line = ("--cards", 2, "--port", 18118, "--log-dir", "out/logs", "--join-timeout", 60)
+    line = ("--cards", 2, "--port", PORT, "--log-dir", "out/logs", "--join-timeout", 60)
     _, shown, _ = cluster.run("launch_node.sh", *line, "--dry-run", *TRAIN)
     code, _, error = cluster.run("launch_node.sh", *line, *TRAIN, PYTHONPATH="/mine")
     assert (code, error) == (0, "")
@@ -170,7 +173,7 @@ def test_the_environment_of_cann_is_sourced_where_it_is_not_set(cluster):
     place = {"ASCEND_INSTALL_PATH": str(script.parents[1])}
     _, out, _ = cluster.run("launch_node.sh", "--cards", 1, "--dry-run", *TRAIN, **place)
     assert out.splitlines()[1] == f"source {script}"
-    code, _, error = cluster.run("launch_node.sh", "--cards", 1, "--port", 18118, *TRAIN, **place)
+    code, _, error = cluster.run("launch_node.sh", "--cards", 1, "--port", PORT, *TRAIN, **place)
     assert (code, error) == (0, "") and cluster.seen("msrun")["ASCEND_HOME_PATH"] == "/cann"
     _, out, _ = cluster.run("launch_node.sh", "--cards", 1, "--dry-run", *TRAIN, ASCEND_HOME_PATH="/other", **place)
     assert "source" not in out
@@ -188,14 +191,14 @@ def test_cards_are_counted(cluster):
 
 def test_a_failed_worker_is_named(cluster):
     words = 'mkdir -p logs; echo "error: data is empty" >logs/worker_1.log; exit 1'
-    code, _, error = cluster.run("launch_node.sh", "--cards", 2, "--port", 18118, *TRAIN, FAKE_MSRUN=words)
+    code, _, error = cluster.run("launch_node.sh", "--cards", 2, "--port", PORT, *TRAIN, FAKE_MSRUN=words)
     assert code == 1
     assert error == ("error: msrun failed: exit code 1, logs/worker_1.log:error: data is empty; see the logs in logs\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_workers_save(cluster, number):
-    process = cluster.start("launch_node.sh", "--cards", 2, "--port", 18118, *TRAIN, FAKE_MSRUN=WORKERS)
+    process = cluster.start("launch_node.sh", "--cards", 2, "--port", PORT, *TRAIN, FAKE_MSRUN=WORKERS)
     cluster.wait_for("worker_0", "worker_1")
     os.killpg(process.pid, number)  # as a terminal: the script's group
     _, error = process.communicate(timeout=20)
@@ -206,7 +209,7 @@ def test_a_signal_lets_the_workers_save(cluster, number):
 
 def test_a_second_signal_ends_workers_that_do_not_listen(cluster):
     deaf = WORKERS.replace("trap", "trap : TERM; true").replace("exit 1", "sleep 60")
-    process = cluster.start("launch_node.sh", "--cards", 2, "--port", 18118, *TRAIN, FAKE_MSRUN=deaf)
+    process = cluster.start("launch_node.sh", "--cards", 2, "--port", PORT, *TRAIN, FAKE_MSRUN=deaf)
     cluster.wait_for("worker_0", "worker_1")
     process.send_signal(signal.SIGTERM)
     assert process.stderr.readline().startswith("SIGTERM: ")
@@ -217,7 +220,7 @@ def test_a_second_signal_ends_workers_that_do_not_listen(cluster):
 
 def test_workers_that_take_too_long_are_ended(cluster):
     deaf = WORKERS.replace("trap", "trap : TERM; true")
-    line = ("--cards", 2, "--port", 18118, "--patience", 1)
+    line = ("--cards", 2, "--port", PORT, "--patience", 1)
     process = cluster.start("launch_node.sh", *line, *TRAIN, FAKE_MSRUN=deaf)
     cluster.wait_for("worker_0", "worker_1")
     process.send_signal(signal.SIGTERM)
@@ -260,7 +263,7 @@ def test_hosts_dry_run(cluster, hosts):
 
 def test_hosts_start_the_other_node_with_its_own_rank(cluster, hosts):
     remote = 'bash -c "${!#/ -- / --dry-run -- }"'  # what the other side would run, shown by its own dry run
-    line = ("--hosts", hosts, "--cards", 8, "--port", 18118)
+    line = ("--hosts", hosts, "--cards", 8, "--port", PORT)
     code, _, error = cluster.run("launch_cluster.sh", *line, *TRAIN, FAKE_SSH=remote)
     assert (code, error) == (0, "")
     shown = (cluster.folder / "logs/node_1.log").read_text().splitlines()[-1]
@@ -272,7 +275,7 @@ def test_hosts_start_the_other_node_with_its_own_rank(cluster, hosts):
 def test_a_failed_node_ends_the_first_one(cluster, hosts):
     process = cluster.start(
         "launch_cluster.sh",
-        *("--hosts", hosts, "--cards", 2, "--port", 18118),
+        *("--hosts", hosts, "--cards", 2, "--port", PORT),
         *TRAIN,
         FAKE_MSRUN=WORKERS,
         FAKE_SSH='until [[ -e $NOTES/worker_1 ]]; do sleep 0.1; done; echo "disk is full"; exit 3',
