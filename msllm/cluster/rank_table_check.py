@@ -82,7 +82,7 @@ def _worded(error) -> Fault:
     if error.validator == "type" and expected == "string" and type(error.instance) in (int, float):
         return Fault(path, f'is the number {shown}, expected a string; put it in quotes: "{shown}"')
     if error.validator == "type":
-        return Fault(path, f"is {_kind(error.instance)}, expected {_KINDS[expected]}; see rank_tables/")
+        return Fault(path, f"is {_kind(error.instance)}, expected {_KINDS[expected]}; correct it")
     if error.validator == "enum":
         return Fault(path, f"is {shown}, expected {' or '.join(map(json.dumps, expected))}; correct it")
     if error.validator == "pattern":

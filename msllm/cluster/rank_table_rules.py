@@ -266,8 +266,9 @@ def backup_addresses(view: View) -> Iterator[Fault]:
         if (owners.get(address, other) is not other) or (other is not None and other.address("device_ip") != address):
             expected = f"device_ip of device {number ^ 1}, the other die of its card"
             yield Fault(f"{device.path}.{key}", f"is {address}, expected the {expected}; correct it")
-        elif other is not None and device.number("backup_device_port") == (other.number("device_port") or 0):
-            text = f"is also device_port of {other.path}, which has the same address; take another"
+        port = device.number("backup_device_port")
+        if other is not None and port is not None and port == other.number("device_port"):
+            text = f"is also device_port of {other.path}, the other die of its card; take another"
             yield Fault(f"{device.path}.backup_device_port", text)
 
 

@@ -25,7 +25,8 @@ def generate(
     Args:
         devices: which of this server's devices: 0-7 (what it is when not given), 0,2,5 or [0,8).
         server_ip: this server's address; not given, that of its host name or of its default route.
-        hosts: text file with a line a server (format: rank_tables/README.md), in place of the options of this server.
+        hosts: text file with a line a server, such as 10.0.0.1 device_ip=192.168.100.101,192.168.101.101 (other keys:
+            rank_tables/README.md), in place of the options of this server.
         version: 1.0, or 1.2 for super pods (Atlas A3); not given, 1.2 where a super pod is named.
         super_pod_id: this server's super pod; not given in version 1.2, what npu-smi prints.
         hccn_tool: the program to ask for addresses; not given, that on PATH or of the driver, else /etc/hccn.conf.

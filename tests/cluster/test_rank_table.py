@@ -234,6 +234,11 @@ CASES = {
         {f"{D11}.device_ip": "fd00::1"},
         [(f"{D11}.device_ip", "is IPv6, that of $.server_list[0].device[0] is IPv4")],
     ),
+    "IPv6 and IPv4": (
+        cluster,
+        {f"{D00}.device_ip": "fd00::1"},
+        [(f"{d}.device_ip", "is IPv4, that of $.server_list[0].device[0] is IPv6") for d in (D01, D10, D11)],
+    ),
     "rank_id a number": (cluster, {f"{D01}.rank_id": 1}, [(f"{D01}.rank_id", 'put it in quotes: "1"')]),
     "rank_id with a zero before": (
         cluster,
@@ -264,8 +269,8 @@ CASES = {
     "servers of different size": (cluster, {D11: GONE}, [("w:server_list", "servers have 2, 1 devices")]),
     "cards of both halves of a server": (
         cluster,
-        {f"{D01}.device_id": "4", f"{D11}.device_id": "8"},
-        [(f"w:{S0}.device", "devices are 0, 4; Atlas 800 of the first generation")],
+        {f"{D01}.device_id": "4", f"{D11}.device_id": "7"},
+        [(f"w:{S0}.device", "devices are 0, 4; Atlas 800 of the first generation"), (f"w:{S1}.device", "0, 7;")],
     ),
     "three cards of a server": (
         cluster,
@@ -469,8 +474,34 @@ def constraints(node: object):
             yield from constraints(value)
 
 
+@pytest.mark.parametrize("key", ["device_port", "backup_device_port", "host_port"])
+def test_ports_may_be_1_to_65535_and_should_not_be_the_systems(key):
+    other = {"device_port": "backup_device_port", "backup_device_port": "device_port"}.get(key)
+    for port, warned in ((1, True), (1023, True), (1024, False), (65535, False)):
+        table = edited(super_pods(), {f"{D00}.{key}": str(port)} | ({f"{D01}.{other}": "16668"} if other else {}))
+        assert [f.warning for f in faults(table)] == [True] * warned
+
+
+def test_what_is_allowed_has_no_fault():
+    assert faults(edited(super_pods(), {f"{D00}.super_device_id": str(2**32 - 2)})) == []
+    assert faults(edited(cluster(), {f"{D00}.device_id": "14", f"{D01}.device_id": "15"})) == []
+    assert faults(edited(cluster(), {f"{S0}.server_id": "x" * 64})) == []
+    assert faults(edited(single(0), {f"{D00}.device_ip": GONE, f"{D01}.device_ip": GONE})) == []
+    one_pod = single(0, super_pods)
+    for device in one_pod["server_list"][0]["device"]:
+        del device["device_ip"], device["backup_device_ip"]
+    assert faults(one_pod) == []
+    halves = {f"{D00}.backup_device_ip": GONE, f"{D01}.backup_device_ip": GONE, f"{D01}.device_id": "4"}
+    assert faults(edited(super_pods(), halves)) == []  # the groups of four are those of version 1.0's servers
+
+
+def test_long_lists_of_ranks_are_cut():
+    assert rank_table_rules._short(range(8)) == "0, 1, 2, 3, 4, 5, 6, 7"
+    assert rank_table_rules._short(range(9)) == "0, 1, 2, 3, 4, 5, 6, 7, ..."
+
+
 def test_a_table_that_is_no_object_has_one_fault():
-    assert [str(f) for f in faults([cluster()])] == ["$: is a list [...], expected an object {...}; see rank_tables/"]
+    assert [str(f) for f in faults([cluster()])] == ["$: is a list [...], expected an object {...}; correct it"]
 
 
 def test_each_constraint_of_the_schema_is_violated_in_some_case():
@@ -510,6 +541,9 @@ def test_read_refuses_what_is_wrong_but_not_a_warning(tmp_path):
     path = tmp_path / "table.json"
     path.write_text(json.dumps(table_of("several at once")))
     with pytest.raises(UserError, match=r"\$.server_count: is 1 for 2 .* \(and 2 more\); msllm ranktable check"):
+        read(path)
+    path.write_text(json.dumps(table_of("device twice")))
+    with pytest.raises(UserError, match=r"see ls /dev/davinci\*; msllm ranktable check .* names all of them"):
         read(path)
     path.write_text(json.dumps(table_of("servers of different size")))
     assert len(read(path).cards) == 3

@@ -108,6 +108,9 @@ def test_generate_asks_hccn_tool_and_writes_the_table_under_the_old_name(folder,
 def test_generate_says_what_it_is_warned_of(folder, run):
     code, _, err = run("generate", "--server_ip", "10.0.0.1", "--devices", "2-5", "--output", "t.json")
     assert code == 0 and "warning: $.server_list[0].device: devices are 2, 3, 4, 5; Atlas 800" in err
+    for devices in ("0-3", "4-7", "6-7", "0-7"):
+        words = ("generate", "--server_ip", "10.0.0.1", "--devices", devices, "--output", "t.json", "--overwrite")
+        assert run(*words)[2] == f"device addresses from {folder}/bin/hccn_tool\n"
 
 
 def test_generate_never_replaces_a_file_unasked(folder, run):
@@ -230,6 +233,7 @@ def test_faults_of_a_host_list_are_named_with_their_line(folder, run):
     assert "line 1: begins with 'device_ip=1.1.1.1', expected the server's name" in error("device_ip=1.1.1.1\n")
     assert "unknown key 'device_ips' (did you mean 'device_ip'?)" in error("a device_ips=1.1.1.1\n")
     assert "line 1: '1.1.1.2' is no key=value; write lists with commas" in error("a device_ip=1.1.1.1, 1.1.1.2\n")
+    assert "line 1: 'device_ip' is no key=value" in error("a device_ip=\n")
     assert "line 1: device_ip stands twice" in error("a device_ip=1.1.1.1 device_ip=1.1.1.2\n")
     assert "device_ip has 2 values for 3 devices" in error("a devices=0-2 device_ip=1.1.1.1,1.1.1.2\n")
     assert "line 1: devices are '0-99', expected numbers" in error("a devices=0-99\n")
