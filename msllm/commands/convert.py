@@ -9,34 +9,75 @@ from msllm.errors import UserError
 def convert(
     source: str,
     output: str,
-    to: Literal["huggingface", "mindspore"] = "huggingface",
+    to: Literal["huggingface", "mindspore", "mindformers"] = "huggingface",
     tokenizer: str | None = None,
+    config_name: str | None = None,
+    strategy: str | None = None,
+    qkv_concat: bool = False,
+    file_format: Literal["ckpt", "safetensors"] = "ckpt",
 ) -> None:
-    """Turns pytorch_model.bin (needs PyTorch), or a checkpoint that several workers wrote, into another kind of folder.
+    """Turns a checkpoint of PyTorch (needs it), of several workers, or of MindFormers into another kind of folder.
 
     Args:
-        source: Hugging Face folder whose weights are pytorch_model.bin, whole or in shards; or a checkpoint in parts.
+        source: Hugging Face folder, its weights pytorch_model.bin where they become safetensors; a checkpoint in parts;
+            or a checkpoint of MindFormers: a .ckpt, a folder of them, or the output folder of a run.
         output: new folder.
         to: huggingface for safetensors; mindspore, of a checkpoint in parts, for what mindspore.transform_checkpoints
-            reads: a folder a rank and strategy.ckpt.
-        tokenizer: folder of a tokenizer to put beside the weights of a checkpoint in parts.
+            reads: a folder a rank and strategy.ckpt; mindformers, of a Hugging Face folder, for the names of
+            MindFormers 1.9.0 (LLaMA) or r0.8 (GPT-2, BLOOM).
+        tokenizer: folder of a tokenizer to put beside the weights of a checkpoint in parts, or of MindFormers.
+        config_name: which model a checkpoint of MindFormers is of: a name such as llama2-7b, a config.json or its
+            folder, or a YAML of MindFormers; without it, such a file beside the weights.
+        strategy: how the ranks of MindFormers cut the model: the run's strategy folder, or a strategy file; without it,
+            the one beside the ranks.
+        qkv_concat: to mindformers, fuse queries, keys and values as its option qkv_concat does.
+        file_format: of the weights, to mindformers.
     """
+    from msllm.conversion.mindformers import is_mindformers
     from msllm.training.checkpoint import LAYOUT, find
 
-    if not Path(source).is_dir():
-        near = ", ".join(path.name for path in find(Path(source).parent)) or "none"
+    path = Path(source)
+    given = {"tokenizer": tokenizer, "config_name": config_name, "strategy": strategy}
+    given |= {"qkv_concat": qkv_concat or None, "file_format": None if file_format == "ckpt" else file_format}
+    if is_mindformers(path):
+        _only(given, ("tokenizer", "config_name", "strategy"), "a checkpoint of MindFormers", to, ("huggingface",))
+        _convert_mindformers(path, output, tokenizer, config_name, strategy)
+    elif not path.is_dir():
+        near = ", ".join(path.name for path in find(path.parent)) or "none"
         raise UserError(f"{source} is not a folder; checkpoints beside it: {near}; choose one")
-    if (Path(source) / LAYOUT).is_file():
-        _convert_parts(Path(source), output, to, tokenizer)
-    elif to != "huggingface" or tokenizer is not None:
-        raise UserError(
-            f"{source} is no checkpoint in parts, it has no {LAYOUT}; to and tokenizer are for those: leave them out"
-        )
+    elif (path / LAYOUT).is_file():
+        _only(given, ("tokenizer",), "a checkpoint in parts", to, ("huggingface", "mindspore"))
+        _convert_parts(path, output, to, tokenizer)
+    elif to == "mindformers":
+        from msllm.conversion.mindformers import to_mindformers
+
+        _only(given, ("qkv_concat", "file_format"), "a Hugging Face folder", to, ("mindformers",))
+        to_mindformers(path, output, qkv_concat, file_format)
     else:
         from msllm.conversion.torch_bin import convert_folder
 
+        _only(given, (), "a Hugging Face folder", to, ("huggingface", "mindformers"))
         convert_folder(source, output)
     print(f"saved {output}")
+
+
+def _only(given: dict[str, object], fitting: tuple[str, ...], what: str, to: str, targets: tuple[str, ...]) -> None:
+    """Raises UserError where the source is not one that goes with the options."""
+    if to not in targets:
+        raise UserError(f"the source is {what}, which can become {' or '.join(targets)}, not {to}; change to")
+    wrong = [name for name, value in given.items() if value is not None and name not in fitting]
+    if wrong:
+        raise UserError(f"the source is {what} and {', '.join(wrong)} does not go with that; leave it out")
+
+
+def _convert_mindformers(
+    source: Path, output: str, tokenizer: str | None, config_name: str | None, strategy: str | None
+) -> None:
+    from msllm.conversion.mindformers import from_mindformers
+    from msllm.tokenization import load_tokenizer
+
+    words = None if tokenizer is None else load_tokenizer(tokenizer)
+    from_mindformers(source, output, config_name, words, strategy)
 
 
 def _convert_parts(source: Path, output: str, to: str, tokenizer: str | None) -> None:

@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from msllm.cli import main
 from msllm.conversion.mindformers import from_mindformers, is_mindformers, to_mindformers
 from msllm.conversion.mindformers.ranks import write_checkpoint
 from msllm.errors import UserError
@@ -227,3 +228,23 @@ def test_what_cannot_be_converted(folders, tmp_path):
     with pytest.raises(UserError, match=r"has no .ckpt"):
         from_mindformers(tmp_path / "empty", tmp_path / "a", folders["llama"])
     assert not (tmp_path / "a").exists()
+
+
+def test_the_command(folders, tmp_path, capsys):
+    ours, theirs, back = (str(path) for path in (folders["llama"], tmp_path / "theirs", tmp_path / "back"))
+    assert (
+        main(["convert", "--source", ours, "--output", theirs, "--to", "mindformers", "--file_format", "safetensors"])
+        == 0
+    )
+    assert main(["convert", "--source", theirs, "--output", back]) == 0
+    same_folders(folders["llama"], tmp_path / "back")
+    for words, message in (
+        (["--source", theirs, "--to", "mindspore"], "a checkpoint of MindFormers, which can become huggingface"),
+        (["--source", theirs, "--qkv_concat"], "a checkpoint of MindFormers and qkv_concat does not go with that"),
+        (["--source", ours, "--to", "mindformers", "--strategy", "x"], "a Hugging Face folder and strategy does not"),
+        (["--source", ours, "--to", "mindspore"], "a Hugging Face folder, which can become huggingface or mindformers"),
+    ):
+        capsys.readouterr()
+        assert main(["convert", "--output", str(tmp_path / "new"), *words]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -23,7 +23,8 @@ from msllm.training.arguments import TrainingArguments
 _MODES = ("data_parallel", "semi_auto_parallel", "auto_parallel")
 _ADAMS = ("AdamW", "FusedAdamW", "PmaAdamW", "AdamWeightDecay", "FP32StateAdamWeightDecay", "FusedCastAdamWeightDecay")
 _EXTRA = "msllm"
-_READ = ("optimizer.beta1", "optimizer.beta2", "train_dataset.data_loader.dataset_files")  # other spellings
+# Other spellings of what is read, and a rate that the schedule's takes the place of.
+_READ = ("optimizer.beta1", "optimizer.beta2", "optimizer.learning_rate", "train_dataset.data_loader.dataset_files")
 
 
 def to_run_yaml(
