@@ -109,8 +109,8 @@ def compile_front_end(request: Mapping) -> dict:
     Args:
         request: ``parallel``, values of a ParallelConfig with ``data`` filled in; ``rank``; ``config``, values of a
             model's config.json; ``length`` and ``rows``, the tokens of an example and the examples of a card in a step;
-            ``dtype``, name of MindSpore's type of activations; ``fused``, see Cuts (default true); ``training``, values of
-            TrainingArguments (default a weight decay); ``strategy``, a file that MindSpore writes.
+            ``dtype``, name of MindSpore's type of activations; ``fused``, see Cuts (default true); ``training``,
+            values of TrainingArguments (default a weight decay); ``strategy``, a file that MindSpore writes.
 
     Returns:
         seconds, peak_bytes of this process, and the whole shapes of the trained parameters by name.
@@ -135,7 +135,8 @@ def compile_front_end(request: Mapping) -> dict:
     model = cls(cls.config_class.from_dict(request["config"]))
     shapes = {p.name: tuple(p.shape) for p in model.trainable_params()}
     cuts = Cuts.of(config, getattr(ms, request["dtype"]), request.get("fused", True))
-    program, step = build(model, config, TrainingArguments(weight_decay=0.1), cuts)
+    training = TrainingArguments(**request.get("training", {"weight_decay": 0.1}))
+    program, step = build(model, config, training, cuts)
     rows = request["rows"] * (1 if config.search == "none" else config.data)
     batch = ms.Tensor(np.zeros((rows, request["length"]), np.int32))
     from mindspore.common.api import _cell_graph_executor
