@@ -50,9 +50,22 @@ def join(
         return server.part(workers, config)
     found = checkpoint.find(Path(output))
     source = Path(resume) if resume not in (None, "auto") else found[-1] if resume and found else None
+    if config.mode == "auto":
+        return _auto(workers, config)
     if not config.plain or (source is not None and (source / checkpoint.LAYOUT).is_file()):
         workers = Strategy(workers or Workers(0, 1), config)
     return offloaded(workers, offload, output)
+
+
+def _auto(workers: Workers | None, config: ParallelConfig) -> "Strategy":
+    if kernels.DEVICE != "Ascend":
+        raise UserError(
+            f"parallel.mode is auto: MindSpore's auto-parallel runs on Ascend cards, found {kernels.DEVICE}; use "
+            f"--parallel.mode explicit, or look at the layout with msllm parallel compile"
+        )
+    from msllm.parallel.auto.strategy import AutoStrategy
+
+    return AutoStrategy(workers or Workers(0, 1), config)
 
 
 class Strategy(Alone):
@@ -337,7 +350,11 @@ class Strategy(Alone):
             if p.name not in trained and not p.requires_grad and self._writes(p)
         ]
         sharded.write_part(folder, self.rank, parts)
-        states, held = self.mesh.world.objects(kernels.get_rng_state()), self.mesh.world.objects(self._held)
+        self._finish_save(folder, info, self._held)
+
+    def _finish_save(self, folder: Path, info: Mapping, held: list[dict]) -> None:
+        """Lets the first worker declare a checkpoint complete; ``held`` are the parts that this one has."""
+        states, held = self.mesh.world.objects(kernels.get_rng_state()), self.mesh.world.objects(held)
         self.barrier()
         if self.rank == 0:
             about = {"layout": self._layout(), "random": states, "config": self.model.config_values(), "held": held}

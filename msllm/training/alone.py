@@ -32,13 +32,14 @@ class Alone:
         length_multiple: what the length of a batch is padded to a multiple of.
         micro_batches: pieces that a batch is cut into.
         sharded: whether each process writes its part of a checkpoint.
+        fixed_shapes: whether all batches have one length, as a compiled step wants them.
         optimizers: by name; the states may be elsewhere than in this process' memory.
     """
 
     rank, world = 0, 1
     data_rank, data_world = 0, 1
     random_offset, length_multiple, micro_batches = 0, 1, 1
-    sharded = False
+    sharded = fixed_shapes = False
     optimizers = OPTIMIZERS
 
     def prepare(self, model, objective: Objective, jit: bool) -> list:
@@ -89,6 +90,9 @@ class Alone:
     def sum_terms(self, terms: np.ndarray) -> np.ndarray:
         """Returns what ``evaluate`` gave, summed over all processes."""
         return terms
+
+    def own_step(self, optimizer, max_grad_norm: float) -> Callable | None:
+        """Returns the step of build_step where forward, backward and update are one graph, else None."""
 
     def sum_squares(self, gradients: list[Tensor]) -> float:
         """Returns the sum of squares of all gradients of the model."""

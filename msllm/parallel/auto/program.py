@@ -1,7 +1,6 @@
 """A layout turned into MindSpore's auto-parallel: its context, and the program of one optimiser step."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +27,8 @@ def set_context(config: ParallelConfig, rank: int, strategy_file: str | Path | N
         strategy_file: where MindSpore writes how it cuts the parameters (protobuf), once it has compiled.
     """
     ms.set_context(mode=ms.GRAPH_MODE)
+    if config.world == 1:
+        return
     values = {
         "parallel_mode": "semi_auto_parallel" if config.search == "none" else "auto_parallel",
         "device_num": config.world,
@@ -49,48 +50,49 @@ def set_context(config: ParallelConfig, rank: int, strategy_file: str | Path | N
     ms.set_auto_parallel_context(**values)
 
 
-@dataclasses.dataclass
 class Program:
-    """One optimiser step of a model in a layout.
-
-    Attributes:
-        step: the cell to compile and call, see TrainStep.
-        model: whose layers it cut.
-    """
-
-    step: TrainStep
-    model: nn.Cell
-    functions: dict
-
-    @contextlib.contextmanager
-    def compiling(self) -> Iterator[None]:
-        """To be open whenever ``step`` is compiled, which its first call does."""
-        with kernels.replaced(**self.functions):
-            yield
-
-
-def build(model, config: ParallelConfig, training: TrainingArguments, cuts: Cuts) -> Program:
-    """Cuts a model in place and returns its program.
+    """What a model in a layout is compiled from: its layers are cut in place.
 
     Args:
         model: a whole CausalLM; with ``set_context`` set before it was built.
         config: with ``data`` filled in, checked against the model's sizes.
-        training: betas, epsilon, weight decay and clipping are read.
         cuts: how operators are cut and in which type they compute.
+
+    Attributes:
+        loss: a cell (input_ids, targets) int32 (B, T) -> the sum of the losses, micro-batch by micro-batch.
     """
-    names = {id(p): p.name for p in model.get_parameters()}
-    functions = cut_model(model, plan_for(model.config.model_type), config, cuts)
-    model.set_train(True)
-    loss = BlockLoss(model, cuts)
-    if config.pipeline > 1:
-        loss = nn.PipelineCell(loss, config.micro_batches)
-    elif config.micro_batches > 1:
-        loss = nn.GradAccumulationCell(loss, config.micro_batches)
-    for parameter in model.get_parameters():  # cells around it may have named it anew
-        parameter.name = names.get(id(parameter), parameter.name)
-    betas = (training.adam_beta1, training.adam_beta2)
-    weights = ParameterTuple(model.trainable_params())
-    optimizer = AdamW(weights, betas, training.adam_epsilon, training.weight_decay, training.max_grad_norm)
-    step = TrainStep(loss, optimizer, config.micro_batches > 1)
-    step.set_train(True)
-    return Program(step, model, functions)
+
+    def __init__(self, model, config: ParallelConfig, cuts: Cuts):
+        names = {id(p): p.name for p in model.get_parameters()}
+        self.model, self.config = model, config
+        self._functions = cut_model(model, plan_for(model.config.model_type), config, cuts)
+        self.loss = BlockLoss(model, cuts)
+        if config.pipeline > 1:
+            self.loss = nn.PipelineCell(self.loss, config.micro_batches)
+        elif config.micro_batches > 1:
+            self.loss = nn.GradAccumulationCell(self.loss, config.micro_batches)
+        for parameter in model.get_parameters():  # cells around it may have named it anew
+            parameter.name = names.get(id(parameter), parameter.name)
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """To be open whenever a cell is compiled, which its first call does."""
+        with kernels.replaced(**self._functions):
+            yield
+
+    def train_step(self, betas, epsilon: float, weight_decay: float, max_grad_norm: float) -> TrainStep:
+        """Returns the cell of one optimiser step; arguments as for train.AdamW."""
+        self.model.set_train(True)
+        weights = ParameterTuple(self.model.trainable_params())
+        optimizer = AdamW(weights, betas, epsilon, weight_decay, max_grad_norm)
+        # Auto-parallel adds up gradients of micro-batches in parameters of its own; one card differentiates the sum.
+        step = TrainStep(self.loss, optimizer, self.config.micro_batches > 1 and self.config.world > 1)
+        step.set_train(True)
+        return step
+
+
+def build(model, config: ParallelConfig, training: TrainingArguments, cuts: Cuts) -> tuple[Program, TrainStep]:
+    """Returns the program of a model, and its step with the options of ``training``."""
+    program, t = Program(model, config, cuts), training
+    betas = (t.adam_beta1, t.adam_beta2)
+    return program, program.train_step(betas, t.adam_epsilon, t.weight_decay, t.max_grad_norm)
