@@ -63,7 +63,9 @@ def _from_conf(devices: Sequence[int], path: str) -> dict[int, str]:
         if not _is_address(address):
             raise UserError(f"{path}, line {number}: {address} is no IP address; correct it")
         if device in found and found[device][1] != address:
-            raise UserError(f"{path}, line {number}: device {device} had another address in line {found[device][0]}")
+            raise UserError(
+                f"{path}, line {number}: device {device} has another address in line {found[device][0]}; leave one out"
+            )
         found[device] = (number, address)
     if missing := [str(i) for i in devices if i not in found]:
         had = ", ".join(map(str, sorted(found))) or "none"

@@ -166,7 +166,9 @@ def test_faults_of_hccn_conf_are_named(folder, run):
     assert "my.conf has no address_N of device 1 (it has 0); choose --devices" in error("address_0=192.168.1.1\n")
     assert "my.conf has no address_N of device 0, 1 (it has none)" in error("netmask_0=255.255.255.0\n")
     assert "my.conf, line 2: 192.168.1 is no IP address" in error("\naddress_0=192.168.1\n")
-    assert "line 2: device 0 had another address in line 1" in error("address_0=192.168.1.1\naddress_0=192.168.1.2\n")
+    assert "line 2: device 0 has another address in line 1; leave" in error(
+        "address_0=192.168.1.1\naddress_0=192.168.1.2\n"
+    )
     assert "device[1].device_ip: 192.168.1.1 is also that of" in error("address_0=192.168.1.1\naddress_1=192.168.1.1\n")
 
 
