@@ -42,12 +42,11 @@ def compile_layout(
     for name, value in (("cards", cards), ("batch", batch)):
         if value < 1:
             raise UserError(f"{name} is {value}, expected 1 or more; change it")
-    from msllm.models.presets import config_of
+    from msllm.models.presets import config_of, longest
     from msllm.parallel.auto.check import Work, check_layout, compile_stages, summary
 
     config = config_of(model)
-    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or _LONGEST
-    length = min(longest, _LONGEST) if length is None else length
+    length = min(longest(config) or _LONGEST, _LONGEST) if length is None else length
     work = Work(config, check_layout(config, parallel, cards, length), length, batch, dtype)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ def pretrain(
     output: str,
     eval_data: str | None = None,
     model: str | None = None,
+    config_name: str | None = None,
     family: Literal["bert", "gpt2", "openai-gpt"] | None = None,
     hidden_size: int = 256,
     layers: int = 4,
@@ -47,6 +48,8 @@ def pretrain(
         output: folder of the result; gets model, tokenizer, log.jsonl, loss.png and checkpoints.
         eval_data: the like of data, to evaluate on; without it, a GPT is evaluated on validation.bin where data has it.
         model: folder of a model to go on from, whose tokenizer built the data; without it, one of the sizes below.
+        config_name: a new model of the sizes of a published one, such as llama2-7b, or of a config.json or its folder;
+            the vocabulary is the one named there, and the data must fit into it.
         family: of the new model; without it, gpt2 for token files and bert for examples of sentence pairs.
         hidden_size: width.
         layers: depth.
@@ -66,7 +69,8 @@ def pretrain(
     """
     sizes = {"hidden_size": hidden_size, "layers": layers, "heads": heads, "intermediate_size": intermediate_size}
     sizes |= {"max_positions": max_positions, "dropout": dropout}
-    job = _Job(data, training, output, eval_data, model, family, sizes, block_size, sampling, offload).checked()
+    source = (model, config_name, family)
+    job = _Job(data, training, output, eval_data, *source, sizes, block_size, sampling, offload).checked()
     if start_command("pretrain", output, resume, overwrite, workers, time_limit, parallel, job.fits):
         return
     from msllm.parallel import Server, join
@@ -90,6 +94,7 @@ class _Job:
     output: str
     eval_data: str | None
     model: str | None
+    config_name: str | None
     family: str | None
     sizes: dict[str, Any]
     block_size: int | None
@@ -100,8 +105,13 @@ class _Job:
         """Returns the job with its family; UserError where options contradict each other or the data."""
         defaults = {name: option.default for name, option in inspect.signature(pretrain).parameters.items()}
         changed = [name for name, value in self.sizes.items() if value != defaults[name]]
-        if self.model is not None and changed:
-            raise UserError(f"{', '.join(changed)} and model were given, and a model has its sizes; give one of both")
+        source = [name for name in ("model", "config_name") if getattr(self, name) is not None]
+        if len(source) > 1:
+            raise UserError("model and config_name were given: one goes on, the other starts anew; give one of both")
+        if source and changed:
+            raise UserError(
+                f"{', '.join(changed)} and {source[0]} were given, and a model has its sizes; give one of both"
+            )
         family = self._family()
         if family == "bert" and (self.block_size, self.sampling) != (None, "random"):
             raise UserError(
@@ -120,12 +130,15 @@ class _Job:
         self.offload.check(parallel, self.training.optim)
         if parallel.plain:
             return
+        from msllm.models.presets import config_of, longest
         from msllm.models.pretrained import model_config
         from msllm.parallel.plans import check_layout, sizes
 
         length = self.block_size
-        if self.model is not None:
-            known = sizes(model_config(self.model))
+        if self.model is not None or self.config_name is not None:
+            config = model_config(self.model) if self.model is not None else config_of(self.config_name)
+            known = sizes(config)
+            length = length or longest(config)
         else:
             heads, width = self.sizes["heads"], self.sizes["hidden_size"]
             inner = self.sizes["intermediate_size"] or 4 * width
@@ -157,6 +170,12 @@ class _Job:
             found = read_config(self.model).get("model_type", found)
             if self.family not in (None, found):
                 raise UserError(f"family is {self.family} and {self.model} holds a {found}; leave family out")
+        if self.config_name is not None:
+            from msllm.models.presets import config_of
+
+            found = config_of(self.config_name).model_type
+            if self.family not in (None, found):
+                raise UserError(f"family is {self.family} and {self.config_name} is a {found}; leave family out")
         if (found == "bert") == ids:
             holds, other = ("token ids, for a GPT", "pretraining-data")
             if not ids:
@@ -230,7 +249,8 @@ def _gpt_trainer(job: _Job, workers):
 
     from msllm.data.token_file import Windows
     from msllm.models.causal_lm import require_causal
-    from msllm.models.pretrained import check_vocabulary, from_pretrained
+    from msllm.models.presets import config_of
+    from msllm.models.pretrained import check_vocabulary, from_pretrained, model_class
     from msllm.tokenization import load_tokenizer
     from msllm.training import Trainer
     from msllm.training.blocks import BLOCKS, block_examples, block_length_of, open_token_files
@@ -242,10 +262,15 @@ def _gpt_trainer(job: _Job, workers):
     ms.set_seed(job.training.seed)
     if job.model is not None:
         network = from_pretrained(job.model)
-        require_causal(network, job.model)
-        check_vocabulary(tokenizer, network, job.model)
+    elif job.config_name is not None:
+        config = config_of(job.config_name)
+        network = model_class(config.to_dict(), job.config_name)(config)
     else:
         network = _new_gpt(job.family, job.sizes, tokenizer)
+    named = job.model or job.config_name
+    if named is not None:
+        require_causal(network, named)
+        check_vocabulary(tokenizer, network, named)
     job.offload.apply(network)
     parts = [part for part in (train, held_out) if part is not None]
     block_size = block_length_of(network, parts, job.block_size, job.sizes["max_positions"])

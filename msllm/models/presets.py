@@ -61,6 +61,11 @@ PRESETS = {
 }
 
 
+def longest(config: ModelConfig) -> int | None:
+    """Returns the tokens that a model of this configuration takes at most, None where there is no bound."""
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
 def config_of(name: str | Path) -> ModelConfig:
     """Returns the configuration of a preset, of a Hugging Face folder, or of a config.json.
 

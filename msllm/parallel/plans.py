@@ -104,6 +104,11 @@ def check_layout(parallel: ParallelConfig, training, model_type: str, known: dic
     """
     plan_for(model_type)
     parallel.check_training(training.optim, training.jit)
+    if parallel.mode == "auto" and training.train_batch_tokens:
+        raise UserError(
+            f"train_batch_tokens is {training.train_batch_tokens} and parallel.mode auto: a compiled step takes one "
+            f"shape, and batches by tokens have many; leave train_batch_tokens out"
+        )
     batch = None if training.train_batch_tokens else training.per_device_train_batch_size
     parallel.check(**known, length=length, batch=batch)
 

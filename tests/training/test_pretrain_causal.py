@@ -219,3 +219,25 @@ def test_what_does_not_fit_together_is_refused(tokens, tmp_path):
     # A model that knows fewer ids than the data hold.
     tiny(vocab_size=200).save_pretrained(tmp_path / "small", load_tokenizer(tokens))
     refused("the tokenizer has 260 ids, the model 200", model=str(tmp_path / "small"))
+
+
+def test_a_new_model_of_named_sizes(tokens, tmp_path):
+    """config_name takes a config.json, as of a published model, and starts from random weights."""
+    config = {"model_type": "llama", "vocab_size": 270, "hidden_size": 16, "intermediate_size": 24}
+    config |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}
+    write_json(tmp_path / "config.json", config)
+    arguments = TrainingArguments(max_steps=1, per_device_train_batch_size=2)
+    pretrain(str(tokens), arguments, str(tmp_path / "out"), config_name=str(tmp_path / "config.json"))
+    model = msllm.from_pretrained(tmp_path / "out")
+    assert type(model).__name__ == "LlamaForCausalLM" and model.config.vocab_size == 270
+    assert model.config.hidden_size == 16 and model.config.max_position_embeddings == 16
+    first = read_json_lines(tmp_path / "out" / "log.jsonl")[0]["loss"]
+    assert abs(first - math.log(270)) < 0.1
+    for wrong, message in (
+        ({"config_name": "llama2-7c"}, "unknown model 'llama2-7c'.*did you mean 'llama2-7b'"),
+        ({"config_name": "llama2-7b", "model": str(tmp_path / "out")}, "model and config_name were given"),
+        ({"config_name": "llama2-7b", "layers": 3}, "layers and config_name were given"),
+        ({"config_name": "llama2-7b", "family": "gpt2"}, "family is gpt2 and llama2-7b is a llama"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pretrain(str(tokens), arguments, str(tmp_path / "other"), **wrong)
