@@ -1,7 +1,6 @@
 """msllm parallel: whether layouts of workers compute what one process computes."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,9 +30,9 @@ def verify(
             f"workers is {workers}, expected 2, 4 or 8: the models have 8 layers, heads and experts; use one of them"
         )
     from msllm.files import read_json
-    from msllm.parallel.launch import run_on_workers
+    from msllm.parallel.launch import run_on_workers, started_workers
 
-    if "MS_ROLE" in os.environ:
+    if started_workers() is not None:
         return _run_rows(strategy, Path(output))
     from msllm.parallel.verify import chosen
 

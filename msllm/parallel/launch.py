@@ -34,6 +34,15 @@ _POLL = 0.2
 _LAST_BYTES = 2**16  # of a log, in which its last words are looked for
 
 
+def started_workers() -> int | None:
+    """Returns how many processes msrun, or a start by rank table, made of this command; None where it is alone."""
+    if "MS_ROLE" in os.environ:
+        return int(os.environ["MS_WORKER_NUM"])
+    if "RANK_TABLE_FILE" in os.environ and "RANK_ID" in os.environ:
+        return int(os.environ["RANK_SIZE"])
+    return None
+
+
 def start_command(
     command: str,
     output: str,
@@ -68,9 +77,14 @@ def start_command(
         raise UserError(f"workers is {workers}, expected 1 or more; leave it out for 1")
     if time_limit is not None and time_limit <= 0:
         raise UserError(f"time_limit is {time_limit:g}, expected seconds above 0; leave it out for no limit")
-    started = int(os.environ["MS_WORKER_NUM"]) if "MS_ROLE" in os.environ else None
+    started = started_workers()
     if started is not None and workers not in (1, started):
-        raise UserError(f"workers is {workers}, and msrun started {started}; give the same number, or leave it out")
+        raise UserError(f"workers is {workers}, and {started} were started; give the same number, or leave it out")
+    if workers > 1 and started is None and parallel.mode == "auto":
+        raise UserError(
+            f"workers is {workers} and parallel.mode auto: these are CPU processes, and MindSpore's auto-parallel runs "
+            f"on Ascend cards; start it there with msrun, or use --parallel.mode explicit"
+        )
     spread = parallel.for_workers(started or workers)
     fits(spread)
     if started is not None or workers == 1:

@@ -355,16 +355,34 @@ def test_a_call_from_python_says_how_to_start_workers(tokens, tmp_path, started)
         launch.COMMAND_LINE.reset(before)
 
 
-def test_under_msrun_the_number_of_workers_is_only_checked(tmp_path, started, monkeypatch):
-    monkeypatch.setenv("MS_ROLE", "MS_WORKER")
-    monkeypatch.setenv("MS_WORKER_NUM", "4")
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "4"},
+        {"RANK_TABLE_FILE": "hccl_1s_4p.json", "RANK_ID": "3", "RANK_SIZE": "4", "DEVICE_ID": "3"},
+    ],
+)
+def test_under_msrun_or_a_rank_table_the_number_of_workers_is_only_checked(tmp_path, started, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     run = ("pretrain", str(tmp_path / "out"), None, False)
     for workers in (1, 4):
         assert launch.start_command(*run, workers, 60.0, ParallelConfig(tensor=2), print) is False
-    with pytest.raises(UserError, match="workers is 2, and msrun started 4; give the same number"):
+    with pytest.raises(UserError, match="workers is 2, and 4 were started; give the same number"):
         launch.start_command(*run, 2, None, ParallelConfig(), print)
     with pytest.raises(UserError, match="4 workers cannot be divided by"):
         launch.start_command(*run, 1, None, ParallelConfig(tensor=3), print)
+    assert not started
+
+
+def test_auto_parallel_starts_no_workers_of_this_machine(tmp_path, started):
+    from msllm.parallel import join
+
+    run = ("pretrain", str(tmp_path / "out"), None, False)
+    with pytest.raises(UserError, match=r"workers is 2 and parallel.mode auto: these are CPU processes"):
+        launch.start_command(*run, 2, None, ParallelConfig(mode="auto"), print)
+    with pytest.raises(UserError, match=r"runs on Ascend cards, found CPU; use --parallel.mode explicit"):
+        join(ParallelConfig(mode="auto"), tmp_path / "out", None)
     assert not started
 
 
