@@ -1,131 +1,154 @@
 """How many bytes a worker sends per step, worked out from sizes and layout.
 
 With p members, the ring algorithms send (p - 1)/p of the whole for reduce-scatter and all-gather, and twice that for
-all-reduce (Patarasuk and Yuan 2009). All numbers are float32. X stands for the bytes of the residual stream (B, T, D)
-of a worker's tokens.
+all-reduce (Patarasuk and Yuan 2009). X stands for the bytes of the residual stream (B, T, D) of a worker's tokens. The
+planner asks for layouts that nobody has run, and ``verify`` compares with what a run has counted.
 """
 
-import math
+import dataclasses
 
-from msllm.layers import moe_layers
-from msllm.parallel.comm import Group
 from msllm.parallel.context import head_bytes, ring_bytes
-from msllm.parallel.strategy import Strategy
+from msllm.parallel.planner.sizes import FLOAT32, Held, Numbers, padded
 
-FLOAT = 4
+_FLOAT = 4  # of what is always float32: losses, tables, attention masks
 
 
-def bytes_per_step(strategy: Strategy, batch: int, length: int, steps: int, masked: float = 0.0) -> float:
-    """Returns the bytes that this worker sends in an optimiser step, those of single numbers left aside.
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """Token copies in one forward pass of all micro-batches of a step, of all layers of experts of a worker.
+
+    Attributes:
+        moved: those that it sends to other workers' experts, or back to where they came from.
+        rows: those that its own experts work on.
+    """
+
+    moved: float
+    rows: float
+
+    @classmethod
+    def expected(cls, held: Held, tokens: float) -> "Copies":
+        """Where the router sends as many to each expert; ``tokens`` of one worker in a step."""
+        copies = held.layers * tokens * held.model.top_k
+        away = (held.parallel.expert - 1) / held.parallel.expert
+        return cls(2 * copies * away, copies)
+
+
+def bytes_per_step(
+    held: Held,
+    batch: int,
+    length: int,
+    numbers: Numbers = FLOAT32,
+    copies: Copies | None = None,
+    masked: float = 0.0,
+) -> dict[str, float]:
+    """Returns the bytes that a worker sends in an optimiser step by what they are for, without those of a few numbers.
 
     Args:
-        strategy: with a model prepared and trained for ``steps``: how many token copies its experts have sent is
-            known only then.
+        held: what the worker holds.
         batch, length: examples of all workers together in a step, and their tokens.
+        numbers: bytes of a number.
+        copies: as counted; where none are given, as expected.
         masked: the share of the steps whose examples have padding.
+
+    Returns:
+        tensor, sequence, pipeline, gradients (and parameters, from their owners), experts.
     """
-    rows, tokens = batch // strategy.config.data, length // strategy.config.sequence
-    parts = _tensor(strategy, rows * tokens), _pipeline(strategy, rows * tokens)
-    sequence = masked * _sequence(strategy, rows, tokens, 1) + (1 - masked) * _sequence(strategy, rows, tokens, 0)
-    return sum(parts) + sequence + _gradients(strategy) + _experts(strategy, steps)
+    parallel = held.parallel
+    rows, tokens = batch // parallel.data, length // parallel.sequence
+    copies = copies or Copies.expected(held, rows * tokens)
+    stream = numbers.compute * rows * tokens * held.model.width
+    padded, full = (_sequence(held, rows, tokens, masks, numbers) for masks in (1, 0))
+    return {
+        "tensor": _tensor(held, stream, rows * tokens, numbers),
+        "sequence": masked * padded + (1 - masked) * full,
+        "pipeline": _pipeline(held, stream, numbers),
+        "gradients": _gradients(held, numbers),
+        "experts": _experts(held, copies, numbers),
+    }
 
 
-def _share(group: Group) -> float:
-    return (group.size - 1) / group.size
+def passes(held: Held) -> float:
+    """How often a step runs a block of this worker forward, on average.
 
-
-def _blocks(strategy: Strategy) -> tuple[float, int]:
-    """How often a step runs a block of this worker forward, on average, and how many blocks it has.
-
-    Blocks whose inputs alone are kept run twice; so do all parts of a pipeline but the last.
+    Blocks whose inputs alone are kept run twice. So do, in explicit mode, all parts of a pipeline but the last.
     """
-    once = 2 if strategy.config.recompute or strategy.config.optimizer == 3 else 1
-    if strategy.pipeline is None:
-        return once, strategy.sizes["layers"]
-    stage = strategy.pipeline.stage
-    runs = layers = 0
-    for chunk, (start, stop) in enumerate(stage.pieces):
-        layers += stop - start
-        runs += (stop - start) * (once if stage.part(chunk) == stage.parts - 1 else 2)
-    return runs / layers, layers
+    parallel = held.parallel
+    once = 2 if held.recomputes else 1
+    if parallel.mode == "auto" or parallel.pipeline == 1:
+        return once
+    runs = 0
+    for chunk, (start, stop) in enumerate(held.pieces):
+        runs += (stop - start) * (once if held.number(chunk) == held.parts - 1 else 2)
+    return runs / held.layers
 
 
-def _tensor(strategy: Strategy, tokens: int) -> float:
+def _share(size: int) -> float:
+    return (size - 1) / size
+
+
+def _tensor(held: Held, X: float, tokens: int, numbers: Numbers) -> float:
     """Two sums a block and direction, of attention and feed-forward layer, or the gather and scatter they consist of
     (Shoeybi et al. 2019, section 3; Korthikanti et al. 2022, section 4.2.2); see _experts for theirs."""
-    group, split = strategy.mesh.tensor, strategy.config.split_norms
-    if group.size == 1:
+    size, split = held.parallel.tensor, held.parallel.split_norms
+    if size == 1:
         return 0.0
-    X, half = FLOAT * tokens * strategy.width, _share(group)  # half of an all-reduce, per byte
-    experts = bool(moe_layers(strategy.model))
+    half = _share(size)  # half of an all-reduce, per byte
+    experts = held.model.experts > 0
     each_way = 2 * half * X * (1 if experts else 2)
     if experts and split:  # all tokens are gathered for the router, and so are their gradients
         each_way += half * X
-    passes, layers = _blocks(strategy)
-    total = layers * (passes + 1) * each_way
-    stage = None if strategy.pipeline is None else strategy.pipeline.stage
-    if stage is None or stage.is_first:
-        twice = 1 if stage is None else 2
+    total = held.layers * (passes(held) + 1) * each_way
+    if held.is_first:
+        twice = 2 if held.parallel.pipeline > 1 and held.parallel.mode == "explicit" else 1
         total += (half * X * (1 + twice)) if split else twice * 2 * half * X
-    if stage is None or stage.is_last:
+    if held.is_last:
         total += 2 * half * X  # the head: its input's gradient, or the input and its gradient
-        total += FLOAT * tokens * ((group.size - 1) + 2 * half)  # cross-entropy: a sum and a label each
-    partial = sum(size for name, size in strategy.trained.items() if name in strategy.partial)
-    times = strategy.config.micro_batches if strategy.config.optimizer >= 2 else 1
-    return total + times * 2 * half * FLOAT * partial
+        total += _FLOAT * tokens * ((size - 1) + 2 * half)  # cross-entropy: a sum and a label each
+    times = held.parallel.micro_batches if held.parallel.optimizer >= 2 else 1
+    return total + times * 2 * half * numbers.gradients * held.partial
 
 
-def _sequence(strategy: Strategy, rows: int, tokens: int, masks: int) -> float:
-    group, sizes = strategy.mesh.sequence, strategy.sizes
-    if group.size == 1:
+def _sequence(held: Held, rows: int, tokens: int, masks: int, numbers: Numbers) -> float:
+    size, model = held.parallel.sequence, held.model
+    if size == 1:
         return 0.0
-    tensor, head_width = strategy.mesh.tensor.size, strategy.width // sizes["heads"]
-    heads, kv_heads = sizes["heads"] // tensor, sizes["kv_heads"] // tensor
-    if strategy.config.attention == "ring":
-        forward, backward = ring_bytes(group.size, rows, tokens, kv_heads, head_width, key_mask=bool(masks))
+    heads, kv_heads = model.heads // held.parallel.tensor, model.kv_heads // held.parallel.tensor
+    if held.parallel.attention == "ring":
+        forward, backward = ring_bytes(size, rows, tokens, kv_heads, model.head_width, key_mask=bool(masks))
     else:
-        forward, backward = head_bytes(group.size, rows, tokens, heads, kv_heads, head_width, masks)
-    passes, layers = _blocks(strategy)
-    return layers * (passes * forward + backward)
+        forward, backward = head_bytes(size, rows, tokens, heads, kv_heads, model.head_width, masks)
+    return held.layers * (passes(held) * forward + backward) * numbers.compute / _FLOAT
 
 
-def _pipeline(strategy: Strategy, tokens: int) -> float:
-    if strategy.pipeline is None:
+def _pipeline(held: Held, X: float, numbers: Numbers) -> float:
+    parallel = held.parallel
+    if parallel.pipeline == 1:
         return 0.0
-    stage, ends = strategy.pipeline.stage, strategy.mesh.ends
-    X = FLOAT * tokens * strategy.width / (strategy.mesh.tensor.size if strategy.config.split_norms else 1)
-    parts = [stage.part(chunk) for chunk in range(len(stage.pieces))]
-    total = X * sum((part < stage.parts - 1) + (part > 0) for part in parts)
-    tied = strategy.trained.get(strategy.tied, 0)
-    return total + 2 * _share(ends) * FLOAT * tied
+    parts = [held.number(chunk) for chunk in range(len(held.pieces))]
+    each = X / (parallel.tensor if parallel.split_norms else 1)
+    total = each * sum((part < held.parts - 1) + (part > 0) for part in parts)
+    return total + 2 * _share(2) * numbers.gradients * held.tied_across
 
 
-def _gradients(strategy: Strategy) -> float:
+def _gradients(held: Held, numbers: Numbers) -> float:
     """Gradients, and parameters from their owners (Rajbhandari et al. 2020, section 7)."""
-    level, times = strategy.config.optimizer, strategy.config.micro_batches
+    level, times = held.parallel.optimizer, held.parallel.micro_batches
     total = 0.0
-    for of_experts in (False, True):
-        group = strategy.samples(of_experts)
-        size = sum(n for name, n in strategy.trained.items() if strategy.is_expert(name) == of_experts)
-        if level:
-            size = math.ceil(size / group.size) * group.size
-        scatter = gather = _share(group) * FLOAT * size
-        total += gather + scatter * (times if level >= 2 else 1)
-    for block in strategy.blocks if level == 3 else ():
-        whole = block.shares.length * strategy.mesh.samples.size
-        total += times * 3 * _share(strategy.mesh.samples) * FLOAT * whole
-    return total
+    for trained, group in held.shared:
+        size = padded(trained, group) if level else sum(trained)
+        scatter, gather = numbers.gradients, numbers.compute if level else numbers.gradients
+        total += _share(group) * size * (gather + scatter * (times if level >= 2 else 1))
+    whole = held.owned_in_blocks * held.samples
+    return total + times * _share(held.samples) * whole * (2 * numbers.compute + numbers.gradients)
 
 
-def _experts(strategy: Strategy, steps: int) -> float:
+def _experts(held: Held, copies: Copies, numbers: Numbers) -> float:
     """Token copies to the experts and back, the same of their gradients, and the table of how many go where; what
     tensor-parallel workers sum is what their experts worked on."""
-    expert, tensor, total = strategy.mesh.expert, strategy.mesh.tensor, 0.0
-    passes, _ = _blocks(strategy)
-    for layer in moe_layers(strategy.model):
-        if layer.exchange is not None:
-            both = FLOAT * strategy.width / steps * (passes + 1) / passes
-            total += both * (layer.exchange.moved + 2 * _share(tensor) * layer.exchange.rows)
-            calls = passes * strategy.config.micro_batches
-            total += calls * (expert.size - 1) * FLOAT * strategy.sizes["experts"]
-    return total
+    model, expert, tensor = held.model, held.parallel.expert, held.parallel.tensor
+    if not model.experts or expert * tensor == 1:
+        return 0.0
+    each = numbers.compute * model.width * (passes(held) + 1)
+    total = each * (copies.moved + 2 * _share(tensor) * copies.rows)
+    calls = passes(held) * held.parallel.micro_batches
+    return total + held.layers * calls * (expert - 1) * _FLOAT * model.experts

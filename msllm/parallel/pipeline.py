@@ -44,7 +44,7 @@ class Stage:
     """
 
     def __init__(self, model, plan: Plan, bounds: list[tuple[int, int]], group: Group):
-        self.model, self.group, self.parts = model, group, len(bounds)
+        self.model, self.group, self.parts, self.bounds = model, group, len(bounds), bounds
         self.blocks = getattr(model.body, plan.blocks)
         self.pieces = bounds[group.index :: group.size]
         mine = {i for start, stop in self.pieces for i in range(start, stop)}

@@ -14,12 +14,14 @@ import numpy as np
 from mindspore import Tensor
 
 from msllm.errors import UserError, nearest
+from msllm.layers import moe_layers
 from msllm.layers.attention import use_core
 from msllm.models.pretrained import model_class
 from msllm.parallel import sharded
 from msllm.parallel.comm import Workers
 from msllm.parallel.config import ParallelConfig
-from msllm.parallel.formulas import bytes_per_step
+from msllm.parallel.formulas import Copies, bytes_per_step, passes
+from msllm.parallel.planner.sizes import Held, ModelSizes
 from msllm.parallel.strategy import Strategy
 from msllm.training.alone import Alone
 from msllm.training.blocks import BLOCKS, collate_blocks
@@ -181,7 +183,7 @@ def _row(workers: Workers, name: str, family: str, config: ParallelConfig, refer
     workers.traffic.clear()
     losses = run.train()
     seconds, sent = time.perf_counter() - start, workers.traffic.sent() / STEPS
-    formula = bytes_per_step(strategy, BATCH, LENGTH, STEPS, masked=1 / 2)
+    formula = _formula(strategy, run.model)
     losses.append(run.evaluate())
     measured = workers.objects((sent, formula, resident("VmHWM") - before))
     strategy.save(folder / "part", None, {})
@@ -196,6 +198,17 @@ def _row(workers: Workers, name: str, family: str, config: ParallelConfig, refer
         busiest = max(measured)
     memory = max(m[2] for m in measured)
     return Row(name, str(config), family, loss, float(np.max(apart)), busiest[0], busiest[1], memory, seconds)
+
+
+def _formula(strategy: Strategy, model) -> float:
+    """The bytes that this worker sends per step, from sizes and layout; where copies of tokens went was counted."""
+    stage = None if strategy.pipeline is None else strategy.pipeline.stage
+    bounds = None if stage is None else stage.bounds
+    held = Held(ModelSizes(model.config), strategy.config, strategy.rank, bounds)
+    exchanges = [layer.exchange for layer in moe_layers(model) if layer.exchange is not None]
+    each = STEPS * passes(held)
+    copies = Copies(sum(e.moved for e in exchanges) / each, sum(e.rows for e in exchanges) / each)
+    return sum(bytes_per_step(held, BATCH, LENGTH, copies=copies, masked=1 / 2).values())
 
 
 class _Run:

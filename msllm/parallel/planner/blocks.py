@@ -5,36 +5,13 @@ H heads, K key-value heads, C head width, F inner width, V vocabulary, E experts
 Operators have the names of ``msllm.kernels``.
 """
 
-import dataclasses
+from collections.abc import Callable
 
-from msllm.parallel.planner.sizes import Held
+from msllm.parallel.planner.sizes import FLOAT32, Held, Numbers
 from msllm.parallel.planner.tape import Footprint, Op, footprint
 
 _STATISTIC = 4  # bytes: means, scales and log-sum-exps are float32
 _SUMMED = 8  # those that a ring adds up are float64
-
-
-@dataclasses.dataclass(frozen=True)
-class Numbers:
-    """Bytes of a number.
-
-    Attributes:
-        weights: of a parameter that the optimiser updates, and of each of its two moments.
-        compute: of activations, of weights in products, and of messages that carry either.
-        gradients: of a gradient that is kept or sent.
-        logits: of a logit and its gradient.
-    """
-
-    weights: int = 4
-    compute: int = 4
-    gradients: int = 4
-    logits: int = 4
-
-
-FLOAT32 = Numbers()
-# What MindSpore's auto-parallel is given: parameters, moments, gradients and the loss in float32, products and the
-# messages of activations in bfloat16.
-BFLOAT16 = Numbers(compute=2)
 
 
 class Pieces:
@@ -58,6 +35,15 @@ class Pieces:
         self.stream = self.stream_tokens * model.width * numbers.compute
         self.whole = self.tokens * model.width * numbers.compute
         self.vocabulary = model.parameters[0].local(parallel.tensor, held.tensor_index)[0]
+        # What footprints depend on: many layouts of a search have the same.
+        self._key = (rows, length, numbers, parallel.mode, parallel.tensor, parallel.split_norms, self.vocabulary)
+        self._key += (parallel.sequence, parallel.attention, parallel.expert, parallel.pipeline > 1, held.is_last)
+
+    def _footprint(self, make: Callable[..., Footprint], *options) -> Footprint:
+        known, key = self.model.footprints, (make.__name__, options, self._key)
+        if key not in known:
+            known[key] = make(self, *options)
+        return known[key]
 
     def block(self, first: bool = False, alone: bool = False) -> Footprint:
         """Returns what a block takes.
@@ -66,71 +52,83 @@ class Pieces:
             first: the first one of the model gets no update beside the residual stream.
             alone: it is run by itself, so that its two outputs have a gradient each.
         """
-        ops = _Ops(self)
-        given = {"x": self.stream} | ({} if first else {"update": self.stream})
-        if self.model.family == "openai-gpt":
-            # x, a norm's output, is kept by the first product and not, as a sum is, by the norm that made it.
-            ops.add("input", (), x=self.stream)
-            ops.attention("x", "attention")
-            ops.norm("x", "attention", "sum1", "y")
-            ops.mlp("y", "update")
-            ops.norm("y", "update", "sum2", "out")
-            return footprint(ops.list, {}, [["out"]])
-        after_norm = getattr(self.model.config, "apply_residual_connection_post_layernorm", False)
-        ops.norm("x", None if first else "update", "sum1", "y1")
-        ops.attention("y1", "attention")
-        ops.norm("y1" if after_norm else "x" if first else "sum1", "attention", "sum2", "y2")
-        (ops.experts if self.model.experts else ops.mlp)("y2", "update2")
-        outputs = ["y2" if after_norm else "sum2", "update2"]
-        return footprint(ops.list, given, [[name] for name in outputs] if alone else [outputs])
+        return self._footprint(_block, first, alone)
 
     def embedding(self) -> Footprint:
         """Returns what comes before the blocks."""
-        ops, model, parallel = _Ops(self), self.model, self.parallel
-        table = self.vocabulary * model.width * self.numbers.gradients
-        tied_here = model.tied and self.explicit and parallel.tensor == 1 and parallel.pipeline == 1
-        # The head's gradient of a table that both use is added to row by row; else there are two, and their sum.
-        twice = model.tied and not tied_here and self.held.is_last
-        shape = {"weights": 0 if tied_here else table, "back_scratch": table if twice else 0}
-        ops.add("embedding", (), found=self.whole, **shape)
-        x = ops.leave("found") if parallel.tensor > 1 else "found"
-        positions = sum(p.numbers for p in model.parameters[1:2] if model.family in ("gpt2", "openai-gpt"))
-        if positions:
-            ops.add("embedding", (x,), "same", weights=positions * self.numbers.gradients, placed=self.stream)
-            x = "placed"
-        if model.family == "bloom":
-            ops.norm(x, None, "", "normed")
-            x = "normed"
-        if model.dropout:
-            ops.add("dropout", (x,), dropped=self.stream)
-            x = "dropped"
-        if model.family in ("llama", "mixtral"):  # cosines and sines, of every block
-            ops.add("rotary_angles", (), statistics=self.length // parallel.sequence * model.head_width * _STATISTIC)
-        return footprint(ops.list, {}, [[x]])
+        return self._footprint(_embedding)
 
     def head(self) -> Footprint:
         """Returns what comes after the blocks, the loss included."""
-        ops, model, parallel = _Ops(self), self.model, self.parallel
-        logits = self.tokens * self.vocabulary * self.numbers.logits
-        x, given = "x", {"x": self.stream, "update": self.stream}
-        if model.family == "openai-gpt":
-            ops.add("input", (), x=self.stream)
-            given = {}
-        else:
-            ops.norm("x", "update", "sum", "y")
-            x = "y"
-        ops.linear(ops.enter(x), "logits", model.width, self.vocabulary, size=logits)
-        if parallel.tensor > 1:
-            # The label's logit is read out of the flat logits; its gradient is as large as they, and is reshaped.
-            ops.add("label", ("logits",), back_scratch=logits, label=self.tokens * _STATISTIC)
-        statistics = self.tokens * _STATISTIC
-        ops.add("cross_entropy", ("logits",), saves=("logits",), statistics=statistics, losses=statistics)
-        return footprint(ops.list, given, [["losses"], *([["label"]] if parallel.tensor > 1 else [])])
+        return self._footprint(_head)
 
     @property
     def explicit(self) -> bool:
         """Whether msllm's own collectives run the layout, operator by operator."""
         return self.parallel.mode == "explicit"
+
+
+def _block(pieces: Pieces, first: bool, alone: bool) -> Footprint:
+    ops = _Ops(pieces)
+    given = {"x": pieces.stream} | ({} if first else {"update": pieces.stream})
+    if pieces.model.family == "openai-gpt":
+        # x, a norm's output, is kept by the first product and not, as a sum is, by the norm that made it.
+        ops.add("input", (), x=pieces.stream)
+        ops.attention("x", "attention")
+        ops.norm("x", "attention", "sum1", "y")
+        ops.mlp("y", "update")
+        ops.norm("y", "update", "sum2", "out")
+        return footprint(ops.list, {}, [["out"]])
+    after_norm = getattr(pieces.model.config, "apply_residual_connection_post_layernorm", False)
+    ops.norm("x", None if first else "update", "sum1", "y1")
+    ops.attention("y1", "attention")
+    ops.norm("y1" if after_norm else "x" if first else "sum1", "attention", "sum2", "y2")
+    (ops.experts if pieces.model.experts else ops.mlp)("y2", "update2")
+    outputs = ["y2" if after_norm else "sum2", "update2"]
+    return footprint(ops.list, given, [[name] for name in outputs] if alone else [outputs])
+
+
+def _embedding(pieces: Pieces) -> Footprint:
+    ops, model, parallel = _Ops(pieces), pieces.model, pieces.parallel
+    table = pieces.vocabulary * model.width * pieces.numbers.gradients
+    tied_here = model.tied and pieces.explicit and parallel.tensor == 1 and parallel.pipeline == 1
+    # The head's gradient of a table that both use is added to row by row; else there are two, and their sum.
+    twice = model.tied and not tied_here and pieces.held.is_last
+    shape = {"weights": 0 if tied_here else table, "back_scratch": table if twice else 0}
+    ops.add("embedding", (), found=pieces.whole, **shape)
+    x = ops.leave("found") if parallel.tensor > 1 else "found"
+    positions = sum(p.numbers for p in model.parameters[1:2] if model.family in ("gpt2", "openai-gpt"))
+    if positions:
+        ops.add("embedding", (x,), "same", weights=positions * pieces.numbers.gradients, placed=pieces.stream)
+        x = "placed"
+    if model.family == "bloom":
+        ops.norm(x, None, "", "normed")
+        x = "normed"
+    if model.dropout:
+        ops.add("dropout", (x,), dropped=pieces.stream)
+        x = "dropped"
+    if model.family in ("llama", "mixtral"):  # cosines and sines, of every block
+        ops.add("rotary_angles", (), statistics=pieces.length // parallel.sequence * model.head_width * _STATISTIC)
+    return footprint(ops.list, {}, [[x]])
+
+
+def _head(pieces: Pieces) -> Footprint:
+    ops, model, parallel = _Ops(pieces), pieces.model, pieces.parallel
+    logits = pieces.tokens * pieces.vocabulary * pieces.numbers.logits
+    x, given = "x", {"x": pieces.stream, "update": pieces.stream}
+    if model.family == "openai-gpt":
+        ops.add("input", (), x=pieces.stream)
+        given = {}
+    else:
+        ops.norm("x", "update", "sum", "y")
+        x = "y"
+    ops.linear(ops.enter(x), "logits", model.width, pieces.vocabulary, size=logits)
+    if parallel.tensor > 1:
+        # The label's logit is read out of the flat logits; its gradient is as large as they, and is reshaped.
+        ops.add("label", ("logits",), back_scratch=logits, label=pieces.tokens * _STATISTIC)
+    statistics = pieces.tokens * _STATISTIC
+    ops.add("cross_entropy", ("logits",), saves=("logits",), statistics=statistics, losses=statistics)
+    return footprint(ops.list, given, [["losses"], *([["label"]] if parallel.tensor > 1 else [])])
 
 
 class _Ops:
@@ -143,9 +141,8 @@ class _Ops:
 
     def add(self, name, inputs, gradient="each", saves=(), statistics=0, weights=0, back_scratch=0, **outputs) -> None:
         """Appends an operator; ``outputs`` are its tensors and their bytes."""
-        self.list.append(
-            Op(name, tuple(inputs), tuple(outputs.items()), saves, statistics, weights, gradient, False, back_scratch)
-        )
+        shape = {"statistics": statistics, "weights": weights, "back_scratch": back_scratch}
+        self.list.append(Op(name, tuple(inputs), tuple(outputs.items()), saves, gradient=gradient, **shape))
 
     def norm(self, x: str, update: str | None, total: str, out: str) -> None:
         """A norm of x, or of the sum of two."""
@@ -212,7 +209,8 @@ class _Ops:
         heads, kv_heads = model.heads // self.tensor, model.kv_heads // self.tensor
         number, C = p.tokens * self.numbers.compute, model.head_width
         y = self.enter(y)
-        lse = heads * p.tokens * _STATISTIC
+        ring = self.parallel.sequence > 1 and self.parallel.attention == "ring"
+        lse = heads * p.tokens * (_SUMMED if ring else _STATISTIC)
         if model.family in ("llama", "mixtral"):
             for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
                 self.linear(y, f"{name} product", D, count * C)
@@ -222,7 +220,20 @@ class _Ops:
         else:
             self.linear(y, "qkv", D, 3 * heads * C, bias=True)
             inputs = ("qkv",)
-        self.add("attention", inputs, saves=(*inputs, "seen"), statistics=lse, seen=number * heads * C)
+        seen, scratch = number * heads * C, 0
+        if not p.explicit and (model.family == "bloom" or model.known["attention_dropout"] > 0):
+            # Ascend's fused attention takes no ALiBi and draws other masks: the graph has all weights, in float32 for
+            # the softmax and once more for the product, and the gradients of both.
+            lse = scratch = p.rows * heads * p.length**2 * (4 + self.numbers.compute)
+        if self.parallel.sequence > 1 and self.parallel.attention == "heads":
+            kinds = (("q", heads), ("k", kv_heads), ("v", kv_heads))
+            self.add("to_heads", inputs, **{f"{name} of heads": number * count * C for name, count in kinds})
+            inputs = tuple(f"{name} of heads" for name, _ in kinds)
+            self.add("attention", inputs, saves=(*inputs, "seen of heads"), statistics=lse, **{"seen of heads": seen})
+            self.add("to_tokens", ("seen of heads",), seen=seen)
+        else:
+            shape = {"statistics": lse, "back_scratch": scratch}
+            self.add("attention", inputs, saves=(*inputs, "seen"), **shape, seen=seen)
         self.row_linear("seen", out, heads * C)
 
     def mlp(self, y: str, out: str) -> None:

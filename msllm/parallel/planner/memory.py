@@ -8,12 +8,11 @@ for Ascend cards, the same pieces are added up, in bfloat16: an estimate that no
 
 import dataclasses
 import itertools
-import math
 
-from msllm.parallel.comm import BUCKET_BYTES
 from msllm.parallel.config import ParallelConfig
-from msllm.parallel.planner.blocks import BFLOAT16, FLOAT32, Numbers, Pieces
-from msllm.parallel.planner.sizes import Held, ModelSizes
+from msllm.parallel.planner.blocks import Pieces
+from msllm.parallel.planner.sizes import BFLOAT16, FLOAT32, Held, ModelSizes, Numbers, buckets, padded
+from msllm.parallel.schedule import FORWARD, order
 
 MOMENTS = 2  # of AdamW, each as large as the parameters
 # A reduce-scatter needs its tensors three times: the row of all of them; of the others' shares a copy to send, and what
@@ -60,15 +59,9 @@ def numbers_of(parallel: ParallelConfig) -> Numbers:
     return FLOAT32 if parallel.mode == "explicit" else BFLOAT16
 
 
-def worker_memory(held: Held, rows: int, length: int) -> Memory:
-    """Returns the memory of one worker.
-
-    Args:
-        held: what it holds.
-        rows, length: examples of a micro-batch on one data-parallel worker, and their tokens.
-    """
-    pieces = Pieces(held, rows, length, numbers_of(held.parallel))
-    return _explicit(pieces) if held.parallel.mode == "explicit" else _auto(pieces)
+def worker_memory(pieces: Pieces) -> Memory:
+    """Returns the memory of one worker, from its pieces of the model."""
+    return _explicit(pieces) if pieces.explicit else _auto(pieces)
 
 
 def parameter_bytes(config, parallel: ParallelConfig, stage: int = 0) -> int:
@@ -80,8 +73,12 @@ def parameter_bytes(config, parallel: ParallelConfig, stage: int = 0) -> int:
         stage: of the pipeline.
     """
     rank = stage * parallel.data * parallel.sequence * parallel.tensor
-    held = Held(ModelSizes(config), parallel, rank)
-    return (_explicit_static if parallel.mode == "explicit" else _auto_static)(held)[0]
+    return static_bytes(Held(ModelSizes(config), parallel, rank))[0]
+
+
+def static_bytes(held: Held) -> tuple[int, int]:
+    """Returns the bytes of parameters and of moments that a worker keeps between steps."""
+    return (_explicit_static if held.parallel.mode == "explicit" else _auto_static)(held)
 
 
 # What passes take.
@@ -94,7 +91,7 @@ class Passes:
         held = pieces.held
         start, stop = held.pieces[chunk]
         self.pieces, self.held, self.layers = pieces, held, stop - start
-        part = held.part(chunk)
+        part = held.number(chunk)
         self.is_first, self.is_last = part == 0, part == held.parts - 1
         self.first, self.block = pieces.block(first=True), pieces.block()
         self.recomputes = held.recomputes and (self.is_last or not pieces.explicit)
@@ -177,38 +174,17 @@ def _in_flight(parallel: ParallelConfig, stage: int) -> int:
 
 def _explicit_static(held: Held) -> tuple[int, int]:
     """Returns the bytes of parameters and of moments between steps."""
-    whole, shared = 0, 0
-    for numbers, group in _optimised(held):
-        if held.parallel.optimizer:
-            shared += sum(-(-sum(bucket) // group) for bucket in buckets(numbers))
-        whole += sum(numbers)
-    blocks = -(-sum(held.of(owned_blocks=True)) // held.samples)
+    whole = sum(sum(numbers) for numbers, _ in held.shared)
     level = held.parallel.optimizer
     if level == 0:
         return 4 * whole, 4 * MOMENTS * whole
-    parameters = (whole if level < 3 else 0) + shared + blocks
-    return 4 * parameters, 4 * MOMENTS * (shared + blocks)
+    owned = _owned(held)  # what the optimiser updates lies beside the whole, which blocks work with
+    return 4 * ((whole if level < 3 else 0) + owned), 4 * MOMENTS * owned
 
 
-def _optimised(held: Held) -> list[tuple[list[int], int]]:
-    """Returns numbers of parameters and in how many shares they are, of those that are whole while blocks run."""
-    return [
-        (held.of(expert=False, owned_blocks=False), held.samples),
-        (held.of(expert=True, owned_blocks=False), held.expert_samples),
-    ]
-
-
-def buckets(numbers: list[int]) -> list[list[int]]:
-    """Puts parameters together as comm.buckets_of does with their tensors."""
-    found: list[list[int]] = [[]]
-    size = 0
-    for count in numbers:
-        if found[-1] and size + 4 * count > BUCKET_BYTES:
-            found.append([])
-            size = 0
-        found[-1].append(count)
-        size += 4 * count
-    return [bucket for bucket in found if bucket]
+def _owned(held: Held) -> int:
+    """How many numbers a worker owns, where they are shared out."""
+    return sum(padded(numbers, group) // group for numbers, group in held.shared) + held.owned_in_blocks
 
 
 def _explicit(pieces: Pieces) -> Memory:
@@ -217,40 +193,45 @@ def _explicit(pieces: Pieces) -> Memory:
     parameters, moments = _explicit_static(held)
     during = parameters
     if parallel.optimizer == 3:  # what is of no block is whole during a step
-        during += 4 * sum(sum(numbers) for numbers, _ in _optimised(held))
+        during += 4 * sum(sum(numbers) for numbers, _ in held.shared)
     several = parallel.micro_batches > 1
     passes = [Passes(pieces, chunk) for chunk in range(len(held.pieces))]
     gradients = sum(p.gradients for p in passes)
-    if held.tied_across and held.is_first and held.is_last:
-        gradients -= 4 * held.tied_across
-    kept = gradients
-    if parallel.optimizer >= 2:
-        kept = sum(4 * -(-sum(numbers) // group) for numbers, group in _optimised(held))
-        kept += 4 * -(-sum(held.of(owned_blocks=True)) // held.samples)
-    before = kept if several else 0
-    messages = _messages(pieces)
+    kept = 4 * _owned(held) if parallel.optimizer >= 2 else gradients
+    alone = {(0, kept if several else 0): 0}
+    in_time = alone if parallel.pipeline == 1 else _in_time(pieces, passes)
     found = [
         Memory(m.moment, during, moments, before + m.gradients, m.activations, messages)
-        for m in itertools.chain.from_iterable(p.moments() for p in passes)
+        for (chunk, before), messages in in_time.items()
+        for m in passes[chunk].moments()
     ]
-    made = gradients + (before if parallel.optimizer >= 2 else 0)
+    made = gradients + (kept if several and parallel.optimizer >= 2 else 0)
     if several:
-        largest = 4 * max(held.numbers.values())
-        found.append(Memory("adding gradients up", during, moments, before + gradients, largest, 0))
+        largest = 4 * max(held.part.numbers.values())
+        found.append(Memory("adding gradients up", during, moments, kept + gradients, largest, 0))
     found.append(Memory("summing gradients over workers", during, moments, made, 0, _sum_buffers(held)))
     return max(found, key=lambda memory: memory.total)
 
 
-def _messages(pieces: Pieces) -> int:
-    """What has come or gone between stages: inputs that are kept, messages on their way, the gradient that came in."""
+def _in_time(pieces: Pieces, passes: list[Passes]) -> dict[tuple[int, int], int]:
+    """Goes through what a stage does; returns, for each chunk and the bytes of gradients from before, the most bytes of
+    messages that are there when a backward pass of it runs: inputs of other passes, what was sent, what came in."""
     held, parallel = pieces.held, pieces.parallel
-    if parallel.pipeline == 1:
-        return 0
-    parts = [held.part(chunk) for chunk in range(len(held.pieces))]
-    inputs = _in_flight(parallel, held.stage) * sum(part > 0 for part in parts) / len(parts) - (not held.is_first)
-    sends = parallel.micro_batches * sum((part < held.parts - 1) + (part > 0) for part in parts)
-    waiting = min(sends - 1, 4 * held.parts)  # as Pipeline._send lets them go
-    return round(inputs + waiting + (min(parts) < held.parts - 1)) * pieces.stream
+    inputs = sent = 0
+    done: set[int] = set()
+    found: dict[tuple[int, int], int] = {}
+    for work in order(parallel.schedule, parallel.pipeline, held.stage, parallel.micro_batches, parallel.chunks):
+        part = held.number(work.chunk)
+        has_input, has_next = part > 0, part < held.parts - 1
+        if work.kind == FORWARD:
+            inputs, sent = inputs + has_input, sent + has_next
+            continue
+        key = work.chunk, sum(passes[chunk].gradients for chunk in done)
+        waiting = inputs - has_input + min(sent, 4 * held.parts) + has_next  # as Pipeline._send lets them go
+        found[key] = max(found.get(key, 0), waiting * pieces.stream)
+        inputs, sent = inputs - has_input, sent + has_input
+        done.add(work.chunk)
+    return found
 
 
 def _sum_buffers(held: Held) -> int:
@@ -262,7 +243,7 @@ def _sum_buffers(held: Held) -> int:
     if held.tied_across:
         done += 4 * held.tied_across
         most = max(most, done)
-    for numbers, group in _optimised(held):
+    for numbers, group in held.shared:
         if group == 1 and not held.parallel.optimizer:
             continue
         for bucket in buckets(numbers):
@@ -280,22 +261,13 @@ def _sum_buffers(held: Held) -> int:
 
 
 def _auto_static(held: Held) -> tuple[int, int]:
-    """Returns the bytes of parameters and moments, both float32; what MindSpore shares out is shared between steps."""
-    numbers = sum(_auto_numbers(held))
+    """Returns the bytes of parameters and moments, float32, which optimizer 1 to 3 share out between steps."""
+    numbers = _auto_own(held)
     return 4 * numbers, 4 * MOMENTS * numbers
 
 
-def _auto_numbers(held: Held, places: set[int] | None = None) -> list[int]:
-    """Returns how many numbers of each parameter a card keeps.
-
-    With optimizer 1 to 3 MindSpore cuts the first axis of what a tensor-parallel worker has, where the data-parallel
-    workers divide it, and leaves the parameter whole where they do not.
-    """
-    shares = held.data_shares if held.parallel.optimizer else 1
-    return [
-        math.prod(shape) // (shares if shape[0] % shares == 0 else 1)
-        for shape in (held.shapes[p.name] for p in held.here if places is None or p.place in places)
-    ]
+def _auto_own(held: Held) -> int:
+    return held.part.kept_in_shares(held.parallel.data if held.parallel.optimizer else 1)
 
 
 def _auto(pieces: Pieces) -> Memory:
@@ -303,11 +275,11 @@ def _auto(pieces: Pieces) -> Memory:
     parameters, moments = _auto_static(held)
     level, several = parallel.optimizer, parallel.micro_batches > 1
     passes = [Passes(pieces, chunk) for chunk in range(len(held.pieces))]
-    whole, own = sum(held.numbers.values()), sum(_auto_numbers(held))
+    whole, own = held.part.total, _auto_own(held)
     gradients = 4 * (own if level >= 2 or (level == 1 and not several) else whole)
     # Products use copies in bfloat16, put together from all shares; they live until the backward pass, but where it
     # makes them again.
-    of_blocks = sum(held.numbers[p.name] for p in held.here if p.place >= 0)
+    of_blocks = sum(held.part.of(in_blocks=True))
     one = of_blocks // held.layers
     again = parallel.recompute or level == 3
     copies = pieces.numbers.compute * (whole - of_blocks + (one if again else of_blocks))

@@ -9,12 +9,34 @@ import functools
 import math
 from collections.abc import Iterator
 
+from msllm.parallel.comm import BUCKET_BYTES
 from msllm.parallel.config import ParallelConfig
 from msllm.parallel.mesh import coordinates
 from msllm.parallel.plans import PLANS, Plan, plan_for, sizes
 from msllm.parallel.schedule import cut
 
 FIRST, LAST = -1, -2  # places of what comes before the blocks, and after them
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Bytes of a number.
+
+    Attributes:
+        compute: of activations, of weights in products, and of messages that carry either.
+        gradients: of a gradient that is kept or sent.
+        logits: of a logit and its gradient.
+    """
+
+    compute: int = 4
+    gradients: int = 4
+    logits: int = 4
+
+
+FLOAT32 = Numbers()
+# What MindSpore's auto-parallel is given: parameters, moments, gradients and the loss in float32, products and the
+# messages of activations in bfloat16.
+BFLOAT16 = Numbers(compute=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +88,7 @@ class ModelSizes:
         embedding: the name of its weight.
         dropout: whether something is dropped out of the residual stream.
         parameters: Sizes, in the model's order.
+        footprints: those that ``blocks`` has worked out already.
     """
 
     def __init__(self, config):
@@ -81,11 +104,28 @@ class ModelSizes:
         self.dropout = any(getattr(config, name, 0.0) > 0 for name in drops)
         self.parameters = tuple(_FAMILIES[self.family](self, plan))
         self.embedding = self.parameters[0].name
+        self.part = functools.cache(self._part)
+        self.footprints: dict = {}
 
     @functools.cached_property
     def numbers(self) -> int:
         """All parameters together."""
         return sum(p.numbers for p in self.parameters)
+
+    def _part(self, tensor: int, index: int, where: tuple, experts: tuple[int, int]) -> "Part":
+        """Returns what the worker ``index`` of a tensor group has.
+
+        Args:
+            where: (start, stop) of its layers, pair by pair, and whether it is the first stage, and the last.
+            experts: (start, stop) of its experts.
+        """
+        *pieces, is_first, is_last = where
+        places = {i for start, stop in pieces for i in range(start, stop)}
+        places |= {FIRST} if is_first else set()
+        places |= {LAST} if is_last else set()
+        head = self.embedding if is_last and self.tied else None
+        here = [p for p in self.parameters if p.place in places or p.name == head]
+        return Part([p for p in here if p.expert is None or p.expert in range(*experts)], tensor, index)
 
 
 def _linear(plan: Plan, cell: str, rows: int, columns: int, bias: bool):
@@ -180,6 +220,46 @@ _FAMILIES = {
 assert _FAMILIES.keys() == PLANS.keys()
 
 
+class Part:
+    """Some of a model's parameters, cut as one worker has them; many layouts have the same.
+
+    Attributes:
+        sizes: the Sizes, in the model's order.
+        shapes: name -> what the worker has of it; ``numbers``: how many numbers that is.
+    """
+
+    def __init__(self, sizes: list[Size], tensor: int, index: int):
+        self.sizes = sizes
+        self.shapes = {p.name: p.local(tensor, index) for p in sizes}
+        self.numbers = {name: math.prod(shape) for name, shape in self.shapes.items()}
+        self.total = sum(self.numbers.values())
+        self.of = functools.cache(self._of)
+        self.kept_in_shares = functools.cache(self._kept_in_shares)
+
+    def _of(self, *, block: int | None = None, in_blocks: bool | None = None, expert: bool | None = None) -> list[int]:
+        """Returns the numbers of parameters.
+
+        Args:
+            block: of this block alone.
+            in_blocks: of blocks, or of what is in none.
+            expert: of experts, or of the rest.
+        """
+        return [
+            self.numbers[p.name]
+            for p in self.sizes
+            if (block is None or p.place == block)
+            and (in_blocks is None or (p.place >= 0) == in_blocks)
+            and (expert is None or (p.expert is not None) == expert)
+        ]
+
+    def _kept_in_shares(self, shares: int) -> int:
+        """Returns how many numbers stay on a card whose auto-parallel shares the first axis of each parameter.
+
+        A parameter whose first axis the cards do not divide stays whole.
+        """
+        return sum(math.prod(s) // (shares if s[0] % shares == 0 else 1) for s in self.shapes.values())
+
+
 class Held:
     """What one worker of a layout holds of a model.
 
@@ -191,11 +271,9 @@ class Held:
 
     Attributes:
         stage, tensor_index: its places in the mesh.
-        pieces: (start, stop) of its layers, one pair a chunk; ``parts`` of them all.
-        here: the Sizes of the parameters that this worker works with, in the model's order; ``shapes`` of its part of
-            each, by name, and ``numbers``, how many they are.
-        samples, expert_samples, data_shares: how many workers have other tokens and the same parameters, those of
-            experts, and how many auto mode shares the optimiser among.
+        pieces: (start, stop) of its layers, one pair a chunk, of ``parts`` pieces of the model.
+        part: the parameters that it works with.
+        samples, expert_samples: how many workers have other tokens and the same parameters, of experts or of the rest.
     """
 
     def __init__(self, model: ModelSizes, parallel: ParallelConfig, rank: int = 0, bounds=None):
@@ -204,24 +282,16 @@ class Held:
         self.parts = parallel.pipeline * parallel.chunks
         bounds = bounds or even_cut(model.layers, self.parts)
         self.pieces = bounds[self.stage :: parallel.pipeline]
-        self.places = {i for start, stop in self.pieces for i in range(start, stop)}
-        self.places |= {FIRST} if self.is_first else set()
-        self.places |= {LAST} if self.is_last else set()
         per = model.experts // parallel.expert if model.experts else 0
         first = data_index % parallel.expert * per
-        mine = range(first, first + per)
-        self.here = [p for p in model.parameters if self._has(p) and (p.expert is None or p.expert in mine)]
-        self.shapes = {p.name: p.local(parallel.tensor, self.tensor_index) for p in self.here}
-        self.numbers = {name: math.prod(shape) for name, shape in self.shapes.items()}
+        self.part = model.part(
+            parallel.tensor,
+            self.tensor_index,
+            (*self.pieces, self.is_first, self.is_last),
+            (first, first + per),
+        )
         self.samples = parallel.data * parallel.sequence
         self.expert_samples = self.samples // parallel.expert
-        self.data_shares = parallel.data
-
-    def _has(self, parameter: Size) -> bool:
-        return parameter.place in self.places or (self.is_last and self.model.tied and self._is_embedding(parameter))
-
-    def _is_embedding(self, parameter: Size) -> bool:
-        return parameter.name == self.model.embedding
 
     @property
     def is_first(self) -> bool:
@@ -241,27 +311,27 @@ class Held:
         """Whether blocks are wrapped one by one, and run again in the backward pass."""
         return self.parallel.recompute or self.parallel.optimizer == 3
 
-    def part(self, chunk: int) -> int:
+    def number(self, chunk: int) -> int:
         """The number of a chunk among the parts of the model."""
         return chunk * self.parallel.pipeline + self.stage
 
-    def of(
-        self, *, block: int | None = None, expert: bool | None = None, owned_blocks: bool | None = None
-    ) -> list[int]:
-        """Returns the numbers of parameters, in the model's order.
-
-        Args:
-            block: of this block alone.
-            expert: of experts alone, or of the rest.
-            owned_blocks: of those that the block itself shares out (optimizer 3), or of the rest.
-        """
+    @property
+    def shared(self) -> list[tuple[list[int], int]]:
+        """Numbers of parameters and in how many shares they are: of the rest and of experts, without those that blocks
+        share out themselves (optimizer 3)."""
+        in_blocks = False if self.parallel.optimizer == 3 else None
         return [
-            self.numbers[p.name]
-            for p in self.here
-            if (block is None or p.place == block)
-            and (expert is None or (p.expert is not None) == expert)
-            and (owned_blocks is None or (self.parallel.optimizer == 3 and p.place >= 0) == owned_blocks)
+            (self.part.of(in_blocks=in_blocks, expert=False), self.samples),
+            (self.part.of(in_blocks=in_blocks, expert=True), self.expert_samples),
         ]
+
+    @property
+    def owned_in_blocks(self) -> int:
+        """How many numbers of its blocks a worker owns, where blocks share their parameters out (optimizer 3)."""
+        if self.parallel.optimizer < 3:
+            return 0
+        places = (i for start, stop in self.pieces for i in range(start, stop))
+        return sum(-(-sum(self.part.of(block=i)) // self.samples) for i in places)
 
     @property
     def partial(self) -> int:
@@ -269,20 +339,38 @@ class Held:
         if not self.parallel.split_norms:
             return 0
         inside = f".{PLANS[self.model.family].experts}." if self.model.experts else None
-        chosen = [p for p in self.here if p.axis is None and not (inside and inside in p.name)]
+        chosen = [p for p in self.part.sizes if p.axis is None and not (inside and inside in p.name)]
         if self.parallel.optimizer == 3:
             chosen = [p for p in chosen if p.place < 0]
-        return sum(self.numbers[p.name] for p in chosen)
+        return sum(self.part.numbers[p.name] for p in chosen)
 
     @property
     def tied_across(self) -> int:
         """Numbers of an embedding that is the head of another stage, of which each has a gradient."""
         if self.parallel.pipeline == 1 or not self.model.tied or not (self.is_first or self.is_last):
             return 0
-        return self.numbers[self.model.embedding]
+        return self.part.numbers[self.model.embedding]
 
 
 @functools.cache
 def even_cut(layers: int, parts: int) -> list[tuple[int, int]]:
     """Returns (start, stop) of the layers of each part, as many each as can be."""
     return cut([1.0] * layers, parts)
+
+
+def buckets(numbers: list[int]) -> list[list[int]]:
+    """Puts parameters together as comm.buckets_of does with their tensors."""
+    found: list[list[int]] = [[]]
+    size = 0
+    for count in numbers:
+        if found[-1] and size + 4 * count > BUCKET_BYTES:
+            found.append([])
+            size = 0
+        found[-1].append(count)
+        size += 4 * count
+    return [bucket for bucket in found if bucket]
+
+
+def padded(numbers: list[int], shares: int) -> int:
+    """Returns how many numbers parameters take where each bucket of them is cut into equal shares."""
+    return sum(-(-sum(bucket) // shares) * shares for bucket in buckets(numbers))

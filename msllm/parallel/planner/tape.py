@@ -49,14 +49,14 @@ class Footprint:
         forward: the most that lives in its forward pass, what it leaves included.
         backward: the most that lives in its backward pass, ``kept`` and the gradients that come in included.
         gradients: of its weights, which its backward pass leaves.
-        moved: of all inputs and outputs of its forward pass together: what goes through the memory's wires.
+        moved: of the inputs and outputs of its forward pass, by operator: what goes through the memory's wires.
     """
 
     kept: int
     forward: int
     backward: int
     gradients: int
-    moved: int
+    moved: dict[str, int]
 
 
 def footprint(ops: Sequence[Op], given: dict[str, int], seeds: Sequence[Sequence[str]]) -> Footprint:
@@ -75,7 +75,10 @@ def footprint(ops: Sequence[Op], given: dict[str, int], seeds: Sequence[Sequence
     results = {store[name] for group in seeds for name in group} | set(given)
     forward, kept = _forward(ops, store, sizes, saves, results)
     backward, gradients = _Backward(ops, sizes, saves, kept).run(seeds)
-    moved = sum(sum(sizes[name] for name in op.inputs) + sum(n for _, n in op.outputs) for op in ops if not op.view)
+    moved: Counter = Counter()
+    for op in ops:
+        if not op.view:
+            moved[op.name] += sum(sizes[name] for name in op.inputs) + sum(size for _, size in op.outputs)
     return Footprint(kept, forward, backward, gradients, moved)
 
 
