@@ -5,6 +5,7 @@ The states of Adam are two numbers a parameter, of which an optimiser step needs
 it works on, and for what is next.
 """
 
+import dataclasses
 import errno
 import mmap
 import os
@@ -42,10 +43,10 @@ class MappedArrays(Sequence):
         with tempfile.TemporaryFile(dir=folder) as file:
             _reserve(file, size, folder)
             self._map = mmap.mmap(file.fileno(), size)
-        starts = np.cumsum([0, *sizes])
+        self._ends = np.cumsum([0, *sizes]).tolist()
         self._arrays = [
-            np.frombuffer(self._map, np.float32, int(np.prod(shape)), int(start)).reshape(shape)
-            for shape, start in zip(shapes, starts)
+            np.frombuffer(self._map, np.float32, int(np.prod(shape)), start).reshape(shape)
+            for shape, start in zip(shapes, self._ends)
         ]
 
     def __len__(self) -> int:
@@ -54,10 +55,33 @@ class MappedArrays(Sequence):
     def __getitem__(self, i) -> np.ndarray:
         return self._arrays[i]
 
-    def forget(self) -> None:
-        """Takes the pages out of this process' memory; they are in the file, or on their way to it."""
+    def forget(self, first: int = 0, last: int = -1) -> None:
+        """Takes the pages of arrays ``first`` to ``last`` out of this process' memory: they are the file's."""
         if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+            start = self._ends[first] // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, start, self._ends[last % len(self) + 1] - start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Home:
+    """Where a parameter and its gradient are while they are not in memory: the numbers of two arrays of a file."""
+
+    file: MappedArrays
+    place: int
+    gradient_place: int
+
+    @property
+    def values(self) -> np.ndarray:
+        return self.file[self.place]
+
+    @property
+    def gradient(self) -> np.ndarray:
+        return self.file[self.gradient_place]
+
+    def forget(self) -> None:
+        """See MappedArrays."""
+        for place in (self.place, self.gradient_place):
+            self.file.forget(place, place)
 
 
 class MappedTensors(Sequence):
@@ -77,14 +101,14 @@ class MappedTensors(Sequence):
 
 
 class MappedAdamW(Optimizer):
-    """AdamW whose moments are in files; a parameter with an attribute ``home``, an array, is there too.
+    """AdamW whose moments are in files; a parameter with an attribute ``home``, a Home, is there with its gradient.
 
     While a bucket of parameters is updated, another thread reads what the next one needs, and writes back what the last
     one has changed: three buckets are in memory at most. The numbers are those of AdamW, bit for bit.
 
     Args:
         folder: on whose disk the files are.
-        parameters, betas, epsilon, weight_decay: see Optimizer. Gradients of parameters with a home may be mapped too.
+        parameters, betas, epsilon, weight_decay: see Optimizer.
     """
 
     def __init__(self, folder: str | Path, parameters, betas, epsilon: float, weight_decay: float):
@@ -100,16 +124,14 @@ class MappedAdamW(Optimizer):
 
     def update(self, grads, learning_rate, grad_scale):
         """See Optimizer."""
-        needed = [self._needed(bucket, grads) for bucket in self._buckets]
+        needed = [self._needed(bucket) for bucket in self._buckets]
         written: list[Future] = []
         for k, (arrays, bucket) in enumerate(zip(self._ahead(needed), self._buckets, strict=True)):
             tensors = [Tensor.from_numpy(array) for array in arrays]
-            self._update(bucket, tensors, grads, learning_rate, grad_scale)
-            written.append(self._thread.submit(_copy_all, [t.asnumpy() for t in tensors], needed[k]))
+            changed = self._update(bucket, tensors, grads, learning_rate, grad_scale)
+            written.append(self._thread.submit(self._write, bucket, [t.asnumpy() for t in changed], needed[k]))
         for future in written:
             future.result()
-        for moments in (self.exp_avg, self.exp_avg_sq):
-            moments.arrays.forget()
 
     def _ahead(self, needed: list[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
         """Yields copies of arrays, while the next ones are being read."""
@@ -120,16 +142,19 @@ class MappedAdamW(Optimizer):
                 future = self._thread.submit(_copies, following)
             yield arrays
 
-    def _needed(self, bucket: list[int], grads: Sequence[Tensor]) -> list[np.ndarray]:
-        """The arrays in files that a bucket needs: moments, and of parameters with a home values and gradients."""
-        homes = [i for i in bucket if self._home(i) is not None]
-        moments = [moments.arrays[i] for moments in (self.exp_avg, self.exp_avg_sq) for i in bucket]
-        return [*moments, *map(self._home, homes), *(grads[i].asnumpy() for i in homes)]
+    def _homes(self, bucket: list[int]) -> dict[int, Home]:
+        found = {i: getattr(self.parameters[i], "home", None) for i in bucket}
+        return {i: home for i, home in found.items() if home is not None}
 
-    def _update(self, bucket: list[int], tensors: list[Tensor], grads, learning_rate, grad_scale) -> None:
-        """Changes tensors, which are copies of what is needed, and the parameters that have no home."""
-        count = len(bucket)
-        homes = [i for i in bucket if self._home(i) is not None]
+    def _needed(self, bucket: list[int]) -> list[np.ndarray]:
+        """The arrays in files that a bucket needs: both moments, then values, then gradients of what has a home."""
+        moments = [moments.arrays[i] for moments in (self.exp_avg, self.exp_avg_sq) for i in bucket]
+        homes = self._homes(bucket).values()
+        return [*moments, *(home.values for home in homes), *(home.gradient for home in homes)]
+
+    def _update(self, bucket: list[int], tensors: list[Tensor], grads, learning_rate, grad_scale) -> list[Tensor]:
+        """Changes copies of what is needed, and the parameters that have no home; returns the former."""
+        homes, count = list(self._homes(bucket)), len(bucket)
         first, second, rest = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
         values, gradients = dict(zip(homes, rest[: len(homes)])), dict(zip(homes, rest[len(homes) :]))
         targets = [values.get(i, self.parameters[i]) for i in bucket]
@@ -137,9 +162,15 @@ class MappedAdamW(Optimizer):
         decay = [self.decay[i] for i in bucket]
         options = (learning_rate, *self.betas, self.epsilon, decay, self.step_count, grad_scale)
         kernels.adamw(targets, grads, first, second, *options)
+        return [*first, *second, *values.values()]
 
-    def _home(self, i: int) -> np.ndarray | None:
-        return getattr(self.parameters[i], "home", None)
+    def _write(self, bucket: list[int], sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> None:
+        for source, target in zip(sources, targets):  # the last targets, gradients, have not changed
+            np.copyto(target, source)
+        for moments in (self.exp_avg, self.exp_avg_sq):
+            moments.arrays.forget(bucket[0], bucket[-1])
+        for home in self._homes(bucket).values():
+            home.forget()
 
 
 def _reserve(file, size: int, folder: str | Path) -> None:
@@ -159,8 +190,3 @@ def _reserve(file, size: int, folder: str | Path) -> None:
 
 def _copies(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [array.copy() for array in arrays]
-
-
-def _copy_all(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> None:
-    for source, target in zip(sources, targets, strict=True):
-        np.copyto(target, source)

@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor
 
 from msllm import kernels
 from msllm.errors import UserError
-from msllm.parallel.mapped import MappedArrays
+from msllm.parallel.mapped import Home, MappedArrays
 from msllm.parallel.plans import plan_for
 from msllm.parallel.recompute import RecomputedBlock
 from msllm.training.alone import Alone
@@ -24,8 +24,7 @@ class Shelf:
     """Parameters and gradients of a block in a file; takes the place of zero.Shares in a RecomputedBlock.
 
     Args:
-        parameters: with their values; gets them the attribute ``home``, the array that holds these while they are not
-            in memory.
+        parameters: with their values; they get the attribute ``home``, a Home.
         folder: on whose disk the file is.
         shelves: of all blocks.
 
@@ -40,11 +39,10 @@ class Shelf:
     def __init__(self, parameters: Sequence[Parameter], folder: str | Path, shelves: "Shelves"):
         self.owned, self._shelves, self.fresh = list(parameters), shelves, True
         self._file = MappedArrays(folder, 2 * [tuple(p.shape) for p in self.owned])
-        count = len(self.owned)
-        self._homes, self._slots = self._file[:count], self._file[count:]
-        self.gradients = [Tensor.from_numpy(slot) for slot in self._slots]
-        for parameter, home in zip(self.owned, self._homes):
-            parameter.home = home
+        for i, parameter in enumerate(self.owned):
+            parameter.home = Home(self._file, i, len(self.owned) + i)
+        self._homes = [p.home.values for p in self.owned]
+        self.gradients = [Tensor.from_numpy(p.home.gradient) for p in self.owned]
         self._ahead: Future | None = None
         self._bring_home()
 
@@ -83,7 +81,8 @@ class Shelf:
 
     def sum_to_owners(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """Adds gradients to those in the file, or replaces them, if they are ``fresh``; returns ``gradients``."""
-        for slot, grad in zip(self._slots, grads, strict=True):
+        for parameter, grad in zip(self.owned, grads, strict=True):
+            slot = parameter.home.gradient
             np.copyto(slot, grad.asnumpy()) if self.fresh else np.add(slot, grad.asnumpy(), out=slot)
         self.fresh = False
         self._file.forget()
