@@ -70,9 +70,9 @@ def _to_msllm(source: str, output: Path) -> None:
     run, lost = from_run_yaml(source)
     command = "pretrain" if run.task == "train" else "finetune"
     values = _options(run)
-    if run.weights is None and command == "finetune":
+    if "model" not in values and command == "finetune":
         raise UserError(f"{source}: load_checkpoint is empty, and msllm finetune starts from a model; fill it in")
-    if run.weights is None:
+    if "model" not in values:
         name = preset_of(run.model)
         if name is None:
             name = str(output.with_suffix(".config.json"))
@@ -118,7 +118,8 @@ def _run_from_options(values: Mapping[str, Any], source: str, command: str) -> "
     weights, name = (yaml.get(key, str) for key in ("model", "config_name"))
     if weights is None and name is None:
         raise UserError(f"{source} says no model; add config_name (a name such as llama2-7b) or model (a folder)")
-    task = "train" if command == "pretrain" else "finetune"
+    task, resume = "train" if command == "pretrain" else "finetune", yaml.get("resume", str) is not None
+    rest = {"model": weights} if resume and weights else {}  # its own checkpoints stand in that place of the YAML
     taken = {"model", "config_name", "data", "output", "eval_data", "resume", "workers", "parallel", _LENGTHS[task]}
     return Run(
         model=config_of(weights or name),
@@ -128,10 +129,10 @@ def _run_from_options(values: Mapping[str, Any], source: str, command: str) -> "
         data=yaml.get("data", str, ""),
         output=yaml.get("output", str, "./output"),
         eval_data=yaml.get("eval_data", str),
-        weights=weights,
+        weights=None if resume else weights,
         length=yaml.get(_LENGTHS[task], int, known[_LENGTHS[task]]),
-        resume=yaml.get("resume", str) is not None,
-        options={key: value for key, value in values.items() if key not in taken | names},
+        resume=resume,
+        options={key: value for key, value in values.items() if key not in taken | names} | rest,
     )
 
 

@@ -10,7 +10,14 @@ import yaml
 from msllm.errors import UserError, nearest
 from msllm.files import atomic_file, read_text
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "keys with values"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "keys with values",
+    list: "a list",
+}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from msllm.commands.convert_yaml import convert_yaml
 from msllm.conversion.mindformers import Run, from_run_yaml, to_run_yaml
 from msllm.conversion.yaml_files import write_yaml
 from msllm.errors import UserError
+from msllm.files import write_json
 from msllm.models.presets import config_of
 from msllm.parallel.config import ParallelConfig
 from msllm.training.arguments import TrainingArguments
@@ -210,6 +211,15 @@ WRONG = {
     ),
     "parallel: {pipeline_config: {pipeline_sheduler: gpipe}}": "pipeline_sheduler (did you mean 'pipeline_scheduler'?)",
     "runner_config: {batch_size: four}": "runner_config.batch_size is 'four', expected a whole number",
+    "runner_config: {gradient_accumulation_steps: 0}": "gradient_accumulation_steps is 0, expected 1 or more",
+    "optimizer: {betas: [0.9]}": "optimizer.betas has 1 numbers, expected 2",
+    "parallel: 1": "parallel is 1, expected keys with values",
+    "model: {model_config: {type: LlamaConfig, hidden_size: wide}, arch: {type: LlamaForCausalLM}}": (
+        "model.model_config: hidden_size is 'wide', expected a whole number"
+    ),
+    "model: {model_config: {type: LlamaConfig, hidden_size: 9, num_heads: 2}, arch: {type: LlamaForCausalLM}}": (
+        "model.model_config: hidden_size = 9 is not a multiple of num_attention_heads = 2"
+    ),
     "run_mode: predict": "run_mode is 'predict'; read are train, finetune",
     "lr_schedule: {type: CosineAnnealingLR}": "lr_schedule.type is 'CosineAnnealingLR'",
     "moe_config: {expert_num: 8}": "moe_config.expert_num is 8",
@@ -270,6 +280,14 @@ def test_the_command_both_ways(tmp_path, capsys, caplog):
         assert "lr_schedule.lr_end" in caplog.text
     values = yaml.safe_load((tmp_path / "back.yaml").read_text())
     assert config_of(values["config_name"]).num_key_value_heads == 2  # a config.json beside the YAML
+    (tmp_path / "model").mkdir()
+    write_json(tmp_path / "model" / "config.json", LLAMA.to_dict())
+    resumed = {"data": "d", "output": "o", "model": str(tmp_path / "model"), "resume": "auto"}
+    write_yaml(tmp_path / "ours.yaml", resumed)
+    convert_yaml(ours, theirs)
+    assert yaml.safe_load((tmp_path / "theirs.yaml").read_text())["load_checkpoint"] == "o/checkpoint"
+    convert_yaml(theirs, back)
+    assert yaml.safe_load((tmp_path / "back.yaml").read_text()) == resumed
     write_yaml(tmp_path / "ours.yaml", {**OURS, "learning_rat": 1})
     with pytest.raises(UserError, match=r"ours.yaml: unknown key learning_rat \(did you mean 'learning_rate'"):
         convert_yaml(ours, theirs)

@@ -7,7 +7,7 @@ written here is of the second kind, whole, as .ckpt or as safetensors with the i
 folder of safetensors, can be the ``load_checkpoint`` of a run.
 """
 
-import tempfile
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,25 +88,25 @@ def from_mindformers(
     """
     source, output = Path(source), new_folder(output)
     known = _configuration(source, config)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=_existing(output.parent)) as scratch:
-        tensors = from_names(read_checkpoint(source, Path(scratch), strategy), known)
+    with no_initial_values():
+        model = model_class(known.to_dict(), "the configuration")(known)
+    with atomic_folder(output) as tmp:
+        (tmp / "ranks").mkdir()
+        tensors = from_names(read_checkpoint(source, tmp / "ranks", strategy), known)
+        shutil.rmtree(tmp / "ranks")
         tensors = {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
-        owner = model_class(known.to_dict(), "the configuration")
-        with no_initial_values():
-            model = owner(known)
         found = model.sanitize(_without_tied_head(tensors, model))
         shapes = {p.name: tuple(p.shape) for p in model.get_parameters()}
         weights.compare(shapes, found, source)
         extra = next((name for name in found if name not in shapes), None)
         if extra is not None:
             raise UserError(f"{source} holds {extra}, which the configuration does not ask for; give its own")
-        with atomic_folder(output) as tmp:
-            if source.is_dir():
-                copy_small_files(source, tmp)
-            write_json(tmp / "config.json", model.config_values())
-            weights.write_weights(tmp, model.unsanitize(found))
-            if tokenizer is not None:
-                tokenizer.save_pretrained(tmp)
+        if source.is_dir():
+            copy_small_files(source, tmp)
+        write_json(tmp / "config.json", model.config_values())
+        weights.write_weights(tmp, model.unsanitize(found))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(tmp)
 
 
 def _write_safetensors(folder: Path, tensors: dict[str, np.ndarray], most: int) -> None:
@@ -136,7 +136,7 @@ def _configuration(source: Path, config: str | Path | None) -> ModelConfig:
     values = _model_config(Path(config))
     if values is None:
         raise UserError(f"{config} has no model.model_config; give a YAML of MindFormers that has")
-    return from_llama_config(values)
+    return from_llama_config(values, f"{config}: model.model_config")
 
 
 def _model_config(path: Path) -> dict[str, Any] | None:
@@ -157,8 +157,3 @@ def _without_tied_head(tensors: dict[str, np.ndarray], model) -> dict[str, np.nd
             "tie_word_embeddings to false"
         )
     return {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
-
-
-def _existing(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from msllm.conversion.yaml_files import Yaml
 from msllm.errors import UserError
 from msllm.models.config import ModelConfig
 from msllm.models.llama import LlamaConfig
@@ -35,6 +36,8 @@ _DEFAULTS = {
     "theta": 10000.0,
     "init_method_std": 0.01,
 }
+_FLOATS = ("rms_norm_eps", "theta", "init_method_std", "ffn_dim_multiplier")
+_CHECKED = {*SIZES, "seq_length", "multiple_of", "ffn_dim_multiplier"} - {"eos_token_id"}  # one, or several
 _SCALINGS = {"linear": "linear", "llama3": "LLAMA3"}
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -96,16 +99,22 @@ def _scaling(scaling: Mapping) -> dict[str, Any]:
     return {"extend_method": _SCALINGS[kind], "scaling_factor": {key: scaling[key] for key in wanted}}
 
 
-def from_llama_config(values: Mapping[str, Any]) -> LlamaConfig:
+def from_llama_config(values: Mapping[str, Any], where: str) -> LlamaConfig:
     """The inverse of to_llama_config, for any ``model_config`` of MindFormers 1.9.0.
 
     Keys that say how a model is computed, not which one it is, are not read.
 
+    Args:
+        values: the mapping.
+        where: its file and place, for errors.
+
     Raises:
-        UserError: a scaling of positions or a bias of only some projections, which Hugging Face's LLaMA does not have;
-            sizes that contradict each other.
+        UserError: a value of the wrong kind; a scaling of positions or a bias of only some projections, which Hugging
+            Face's LLaMA does not have; sizes that contradict each other.
     """
+    yaml = Yaml(values, where)
     known = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
+    known |= {key: yaml.get(key, _kind(key), default) for key, default in known.items() if key in _CHECKED}
     own = {ours: known[theirs] for theirs, ours in SIZES.items() if theirs in known}
     own.setdefault("max_position_embeddings", known.get("seq_length", 2048))
     own.setdefault("intermediate_size", _intermediate(known))
@@ -116,18 +125,25 @@ def from_llama_config(values: Mapping[str, Any]) -> LlamaConfig:
         factor = known.get("scaling_factor")
         if kind is None or not isinstance(factor, Mapping):
             raise UserError(
-                f"extend_method is {method} with scaling_factor {factor!r}; read are None, and "
+                f"{where}: extend_method is {method} with scaling_factor {factor!r}; read are None, and "
                 f"{', '.join(_SCALINGS.values())} with a mapping as scaling_factor"
             )
         own["rope_scaling"] = {"rope_type": kind, **factor}
     biases = {bool(known.get(name, False)) for name in ("qkv_has_bias", "attn_proj_has_bias")}
     if len(biases) > 1:
         raise UserError(
-            "qkv_has_bias and attn_proj_has_bias differ, and Hugging Face's LLaMA has both biases or none; "
+            f"{where}: qkv_has_bias and attn_proj_has_bias differ, and Hugging Face's LLaMA has both biases or none; "
             "set them alike"
         )
     own["attention_bias"] = biases.pop()
-    return LlamaConfig.from_dict({"model_type": "llama", **own})
+    try:
+        return LlamaConfig.from_dict({"model_type": "llama", **own})
+    except UserError as e:
+        raise UserError(f"{where}: {str(e).removeprefix('config.json: ')}") from None
+
+
+def _kind(key: str) -> type:
+    return float if key in _FLOATS else bool if key == "tie_word_embeddings" else int
 
 
 def _intermediate(known: Mapping[str, Any]) -> int:

@@ -22,7 +22,7 @@ def read_checkpoint(source: str | Path, scratch: Path, strategy: str | Path | No
         source: a .ckpt or .safetensors file; a folder with one or several; a folder with rank_0, rank_1 and so on, or
             the output folder of a run, where they are in checkpoint/. Of several steps the last is read that every rank
             has.
-        scratch: an existing folder for files between; what is returned may lie in them.
+        scratch: an existing folder for files between, which are no longer needed afterwards.
         strategy: how the ranks cut the parameters: a strategy file, or a folder of one a rank. Without it, "strategy"
             or strategy.ckpt beside the ranks, or in the folder above.
 

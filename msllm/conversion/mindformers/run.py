@@ -162,7 +162,7 @@ def _parallel(parallel: ParallelConfig, accumulated: int) -> dict[str, Any]:
 
     Its pipeline has no accumulation beside micro-batches: those of all ``accumulated`` passes are one row of them.
     """
-    copies = parallel.plain and parallel.mode == "explicit"
+    copies = parallel.plain
     values: dict[str, Any] = {
         "parallel_mode": 0 if copies else 1 if parallel.search == "none" else 2,
         "full_batch": not copies,

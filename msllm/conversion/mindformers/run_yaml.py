@@ -91,7 +91,7 @@ def _run_of(values: Mapping[str, Any], where: str) -> Run:
     task = yaml.one_of("run_mode", ("train", "finetune"))
     model = _model(yaml)
     parallel = _parallel(yaml)
-    resume = bool(values.get("resume_training"))
+    resume = bool(values.get("resume_training"))  # true, or the name of a checkpoint
     length = yaml.get("model.model_config.seq_length", int, 2048)
     run = Run(
         model=model,
@@ -101,7 +101,7 @@ def _run_of(values: Mapping[str, Any], where: str) -> Run:
         data=yaml.get("train_dataset.data_loader.dataset_dir", str)
         or yaml.get("train_dataset.data_loader.dataset_files", str, ""),
         output=yaml.get("output_dir", str, "./output"),
-        eval_data=yaml.get("eval_dataset.data_loader.dataset_dir", str) if values.get("do_eval") else None,
+        eval_data=yaml.get("eval_dataset.data_loader.dataset_dir", str) if yaml.get("do_eval", bool) else None,
         weights=None if resume else yaml.get("load_checkpoint", str) or None,
         length=None if task == "train" and length == model.max_position_embeddings else length,
         resume=resume,
@@ -117,13 +117,13 @@ def _model(yaml: Yaml) -> LlamaConfig:
     for path in ("moe_config.expert_num", "model.model_config.moe_config.expert_num"):
         if (experts := yaml.get(path, int, 1)) > 1:
             raise UserError(f"{yaml.where}: {path} is {experts}, and a LLaMA with experts is not known here; use 1")
-    return from_llama_config(yaml.get("model.model_config", dict))
+    return from_llama_config(yaml.get("model.model_config", dict), f"{yaml.where}: model.model_config")
 
 
 def _parallel(yaml: Yaml) -> ParallelConfig:
     if not yaml.get("use_parallel", bool, False):
         return ParallelConfig(data=1)
-    number = yaml.values.get("parallel", {}).get("parallel_mode", 1)
+    number = yaml.get("parallel", dict, {}).get("parallel_mode", 1)
     mode = _MODES[number] if isinstance(number, int) and 0 <= number < len(_MODES) else str(number).lower()
     if mode not in _MODES:
         raise UserError(f"{yaml.where}: parallel.parallel_mode is {number!r}; read are 0 to 2: {', '.join(_MODES)}")
@@ -134,7 +134,7 @@ def _parallel(yaml: Yaml) -> ParallelConfig:
         "sequence": "context_parallel",
         "expert": "expert_parallel",
     }
-    values: dict[str, Any] = {name: yaml.get(f"parallel_config.{theirs}", int, 1) for name, theirs in degrees.items()}
+    values: dict[str, Any] = {name: _count(yaml, f"parallel_config.{theirs}") for name, theirs in degrees.items()}
     if yaml.get("parallel_config.context_parallel_algo", str) == "ulysses_cp":
         values["attention"] = "heads"
     if yaml.get("parallel.enable_parallel_optimizer", bool, False):
@@ -163,25 +163,35 @@ def _pipeline(yaml: Yaml) -> dict[str, Any]:
     return {
         "schedule": "interleaved" if chunks > 1 else scheduler,
         "chunks": chunks,
-        "micro_batches": yaml.get("parallel_config.micro_batch_num", int, 1) // _accumulated(yaml, True),
+        "micro_batches": _count(yaml, "parallel_config.micro_batch_num") // _accumulated(yaml, True),
     }
 
 
 def _accumulated(yaml: Yaml, pipeline: bool) -> int:
     """Returns the forward passes of an optimiser step; in a pipeline MindFormers counts all as micro-batches."""
-    steps = yaml.get("runner_config.gradient_accumulation_steps", int, 1)
-    return 1 if pipeline and yaml.get("parallel_config.micro_batch_num", int, 1) % steps else steps
+    steps = _count(yaml, "runner_config.gradient_accumulation_steps")
+    return 1 if pipeline and _count(yaml, "parallel_config.micro_batch_num") % steps else steps
+
+
+def _count(yaml: Yaml, path: str) -> int:
+    value = yaml.get(path, int, 1)
+    if value < 1:
+        raise UserError(f"{yaml.where}: {path} is {value}, expected 1 or more; correct it")
+    return value
 
 
 def _training(yaml: Yaml, parallel: ParallelConfig) -> TrainingArguments:
     optimizer = yaml.one_of("optimizer.type", (*_ADAMS, "Lamb"), "AdamW")
-    betas = yaml.get("optimizer.betas", list, [0.9, 0.999])
+    betas = [yaml.checked("optimizer.betas", beta, float) for beta in yaml.get("optimizer.betas", list, [0.9, 0.999])]
+    if len(betas) != 2:
+        raise UserError(f"{yaml.where}: optimizer.betas has {len(betas)} numbers, expected 2; correct it")
     schedule = yaml.one_of("lr_schedule.type", SCHEDULES.values(), SCHEDULES["constant"])
-    batch = yaml.get("runner_config.batch_size", int, 1)
+    batch = _count(yaml, "runner_config.batch_size")
     batch *= parallel.micro_batches if parallel.pipeline > 1 else 1
     steps = yaml.get("runner_config.stop_step", int, 0) or yaml.get("lr_schedule.total_steps", int, -1)
     clip = yaml.get("runner_wrapper.use_clip_grad", bool, True)
-    save = yaml.get("callbacks.CheckpointMonitor.save_checkpoint_steps", int, NEVER)
+    saver = yaml.get("callbacks.CheckpointMonitor", dict)
+    save = NEVER if saver is None else yaml.get("callbacks.CheckpointMonitor.save_checkpoint_steps", int, 1)
     evaluated = yaml.get("do_eval", bool, False)
     rate = yaml.get("optimizer.learning_rate", float, 5e-5)
     return TrainingArguments(
@@ -196,8 +206,8 @@ def _training(yaml: Yaml, parallel: ParallelConfig) -> TrainingArguments:
         warmup_ratio=yaml.get("lr_schedule.warmup_ratio", float, 0.0),
         warmup_steps=yaml.get("lr_schedule.warmup_steps", int, 0),
         weight_decay=yaml.get("optimizer.weight_decay", float, 0.0),
-        adam_beta1=yaml.get("optimizer.beta1", float, float(betas[0])),
-        adam_beta2=yaml.get("optimizer.beta2", float, float(betas[1])),
+        adam_beta1=yaml.get("optimizer.beta1", float, betas[0]),
+        adam_beta2=yaml.get("optimizer.beta2", float, betas[1]),
         adam_epsilon=yaml.get("optimizer.eps", float, 1e-8),
         max_grad_norm=yaml.get("runner_wrapper.max_grad_norm", float, 1.0) if clip else 0.0,
         logging_steps=yaml.get("callbacks.MFLossMonitor.per_print_times", int, 1),
