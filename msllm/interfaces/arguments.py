@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from msllm.conversion.yaml_files import read_yaml
 from msllm.errors import UserError, nearest
-from msllm.files import read_text
 from msllm.parallel.config import ParallelConfig
 from msllm.training.arguments import OPTIMIZER_NAMES, TrainingArguments
 from msllm.tuning.config import LoraConfig
@@ -63,7 +63,7 @@ def read_options(
     Raises:
         UserError: an unknown or a bad value, an optimizer that is no name.
     """
-    given = _read_yaml(Path(args)) if isinstance(args, str | Path) else args
+    given = read_yaml(args) if isinstance(args, str | Path) else args
     values = dict(given) if isinstance(given, Mapping) else {}
     if given is not None and not isinstance(given, TrainingArguments | Mapping):
         raise UserError(
@@ -87,19 +87,6 @@ def read_options(
             )
         training = dataclasses.replace(training, optim=optimizers)
     return Options(training, Path(output), overwrite)
-
-
-def _read_yaml(path: Path) -> Mapping:
-    import yaml
-
-    text = read_text(path)
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise UserError(f"{path} is no YAML: {' '.join(str(e).split())}; mend it") from None
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path} holds a {type(values).__name__}, expected lines such as learning_rate: 5e-5")
-    return values
 
 
 def _check_types(values: dict) -> None:

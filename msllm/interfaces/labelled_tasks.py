@@ -1,7 +1,9 @@
 """Tasks whose models are fine-tuned on labelled data: classes, tags, answers, choices."""
 
+import copy
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 from mindspore import nn
@@ -64,14 +66,16 @@ class Labelled(Task):
     def open(self, model, tokenizer, records, seed):
         source = model.config if isinstance(model, nn.Cell) else model
         choose_labels(self.job, records, source, self._network_class)
-        if isinstance(tokenizer, str):
+        if isinstance(tokenizer, str | Path):
             tokenizer = load_tokenizer(tokenizer)
         if isinstance(model, nn.Cell):
             self._check(model)
             network, tokenizer = checked(model, tokenizer, model)
         else:
             network, tokenizer = open_for_task(self.job, self._network_class, model, seed, tokenizer)
-        tokenizer.config["model_max_length"] = self.job.max_length  # as transformers: what texts are cut to
+        tokenizer = copy.copy(tokenizer)  # it may be the user's
+        # As transformers: what texts are cut to.
+        tokenizer.config = {**tokenizer.config, "model_max_length": self.job.max_length}
         return network, tokenizer
 
     def _check(self, model: nn.Cell) -> None:

@@ -21,9 +21,8 @@ from msllm.interfaces.tasks import Data, Task, checked, name_of, new_network, re
 from msllm.models.bert import BertForPreTraining
 from msllm.models.causal_lm import require_causal
 from msllm.models.config import ModelConfig
-from msllm.models.pretrained import from_pretrained
+from msllm.models.pretrained import model_config
 from msllm.models.transformer import TransformerForTranslation
-from msllm.tokenization import load_tokenizer
 from msllm.training.blocks import BLOCKS, block_examples, block_length_of, open_token_files
 from msllm.training.moe_objective import with_router_losses
 from msllm.training.objective import CAUSAL_LM
@@ -147,19 +146,17 @@ class FillMask(Task):
         return Path(source)
 
     def open(self, model, tokenizer, records, seed):
-        if isinstance(model, str | Path):
-            tokenizer = tokenizer or load_tokenizer(model)
-            network = from_pretrained(model)
-            if type(network).__name__.startswith("Bert"):
-                network = BertForPreTraining.from_body(model)
-        elif isinstance(model, ModelConfig) and model.model_type == "bert":
-            network = new_network(BertForPreTraining, model, seed)
-        else:
-            network = model
-        if not isinstance(network, BertForPreTraining):
+        config = model_config(model) if isinstance(model, str | Path) else model
+        if isinstance(config, BertForPreTraining):
+            network = config
+        elif not isinstance(config, ModelConfig) or config.model_type != "bert":
             raise UserError(
                 f"{name_of(model)} is no BERT with its heads of pre-training; give a BERT's folder or config"
             )
+        elif config is model:
+            network = new_network(BertForPreTraining, config, seed)
+        else:
+            network = BertForPreTraining.from_body(model)
         return checked(network, tokenizer or records, model)
 
     def encode(self, network, tokenizer, records, args, world, training):

@@ -30,6 +30,7 @@ from msllm.tuning.config import LoraConfig
 from msllm.tuning.training import build_trainer
 
 _WRITING = ("text-generation", "summarization", "translation")  # their losses are those of tokens
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _RESUME = ("resume_from_checkpoint", "resume_training", "do_eval")
 
 
@@ -192,7 +193,7 @@ class Trainer:
         source = self._with_weights(self._source(predict_checkpoint), "predict_checkpoint")
         size = {} if batch_size is None else {"batch_size": batch_size}
         options = {**self._task.predicting(), **size, **options}
-        pipe = pipelines.pipeline(self._task.pipeline, source, self.tokenizer, **options)
+        pipe = pipelines.pipeline(self._task.pipeline, source, self._tokenizer_for(source), **options)
         results = pipe([input_data] if pipe.is_one(input_data) else input_data)
         # A text has one continuation, which the pipeline puts in a list, as transformers does.
         return [result[0] for result in results] if self.task == "text-generation" else results
@@ -274,8 +275,13 @@ class Trainer:
         """Returns network, tokenizer and records."""
         self._task.begin(source)
         records = self._task.read(dataset)
-        network, tokenizer = self._task.open(source, self.tokenizer, records, self.args.seed)
+        network, tokenizer = self._task.open(source, self._tokenizer_for(source), records, self.args.seed)
         return network, tokenizer, records
+
+    def _tokenizer_for(self, source: Model):
+        """Returns the Trainer's tokenizer, or None where weights come from a checkpoint that has its own."""
+        files = [Path(source) / name for name in _TOKENIZER] if isinstance(source, str) else []
+        return None if source != self.model and any(file.is_file() for file in files) else self.tokenizer
 
     def _check_layout(self, config: ModelConfig, world: int) -> None:
         spread = self.parallel.for_workers(world)

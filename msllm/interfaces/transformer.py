@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 import mindspore as ms
 from mindspore import nn, ops
 from mindspore.nn.layer import activation as mindspore_activations
+from mindspore.ops.primitive import constexpr
 
 from msllm import kernels
 from msllm.errors import UserError, nearest
@@ -93,8 +94,8 @@ class Transformer(nn.Cell):
         if encoder_layers < 1:
             raise UserError(f"encoder_layers is {encoder_layers}, expected 1 or more: a decoder attends to an encoder")
         self.moe_config = _moe_config(moe_config)
-        self.shape = {"batch_size": batch_size, "src_seq_length": src_seq_length, "tgt_seq_length": tgt_seq_length}
-        self.hidden_size = hidden_size
+        self.hidden_size, self.batch_size, self.decoder_layers = hidden_size, batch_size, decoder_layers
+        self.src_seq_length, self.tgt_seq_length = src_seq_length, tgt_seq_length
         with _own_names():
             config = TransformerConfig.from_dict(
                 {
@@ -137,51 +138,50 @@ class Transformer(nn.Cell):
         Raises:
             UserError: a shape that is not the one this cell was made for.
         """
-        x_BSD = self._checked("encoder_inputs", encoder_inputs, "src_seq_length")
-        B = x_BSD.shape[0]
-        self._check_mask("encoder_masks", encoder_masks, B, "src_seq_length", "src_seq_length")
-        encoder_present, decoder_present = (), None
+        x_BSD = self._batches("encoder_inputs", encoder_inputs, self.src_seq_length)
+        B, S, T = x_BSD.shape[0], self.src_seq_length, self.tgt_seq_length
+        if encoder_masks is not None:
+            _check_shape("encoder_masks", encoder_masks.shape, (B, S, S))
+        encoder_present = ()
         for layer in self.encoder:
             x_BSD, present = layer(x_BSD, encoder_masks)
             encoder_present += (present,)
-        output, given = x_BSD, encoder_inputs
-        if len(self.decoder):
-            if decoder_inputs is None:
-                raise UserError("decoder_inputs is missing, and there are decoder layers; give (batch, target, hidden)")
-            output, given = self._checked("decoder_inputs", decoder_inputs, "tgt_seq_length", B), decoder_inputs
+        output, given, decoder_present = x_BSD, encoder_inputs, None
+        if self.decoder_layers:
+            output, given = self._batches("decoder_inputs", decoder_inputs, T), decoder_inputs
+            _check_shape("decoder_inputs", output.shape, (B, T, self.hidden_size))
+            if decoder_masks is not None:
+                _check_shape("decoder_masks", decoder_masks.shape, (B, T, T))
+            if memory_mask is not None:
+                _check_shape("memory_mask", memory_mask.shape, (B, T, S))
             decoder_present = ()
-            self._check_mask("decoder_masks", decoder_masks, B, "tgt_seq_length", "tgt_seq_length")
-            self._check_mask("memory_mask", memory_mask, B, "tgt_seq_length", "src_seq_length")
             for layer in self.decoder:
                 output, present = layer(output, x_BSD, decoder_masks, memory_mask)
                 decoder_present += (present,)
-        found = output.reshape(given.shape), encoder_present, decoder_present
+        output = output.reshape(given.shape)
         if self.moe_config.expert_num == 1:
-            return found
-        return (*found, self.moe_config.aux_loss_factor * sum(layer.feed_forward.balance for layer in self._layers()))
+            return output, encoder_present, decoder_present
+        balance = sum(layer.feed_forward.balance for layer in [*self.encoder, *self.decoder])
+        return output, encoder_present, decoder_present, self.moe_config.aux_loss_factor * balance
 
-    def _layers(self) -> list:
-        return [*self.encoder, *self.decoder]
-
-    def _checked(self, name: str, x, length: str, batch: int | None = None):
+    def _batches(self, name: str, x, length: int):
         """Returns inputs as (B, length, D)."""
-        T, D = self.shape[length], self.hidden_size
-        if x.ndim == 2 and x.shape[0] % T == 0:
-            x = x.reshape(-1, T, x.shape[1])
-        B = batch or self.shape["batch_size"] or x.shape[0]
-        if x.shape != (B, T, D):
-            raise UserError(
-                f"{name} is {tuple(x.shape)}, expected (batch, {length}, hidden_size) = {(B, T, D)}; make the cell for "
-                f"these sizes"
-            )
+        if x is None:
+            _check_shape(name, (), (self.batch_size, length, self.hidden_size))
+        if x.ndim == 2 and x.shape[0] % length == 0:
+            x = x.reshape(-1, length, x.shape[1])
+        B = x.shape[0] if self.batch_size is None else self.batch_size
+        _check_shape(name, x.shape, (B, length, self.hidden_size))
         return x
 
-    def _check_mask(self, name: str, mask, batch: int, rows: str, columns: str) -> None:
-        wanted = (batch, self.shape[rows], self.shape[columns])
-        if mask is not None and mask.shape != wanted:
-            raise UserError(
-                f"{name} is {tuple(mask.shape)}, expected (batch, {rows}, {columns}) = {wanted}; give that, or None"
-            )
+
+@constexpr
+def _check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Raises UserError where a shape is another; runs while a graph is compiled, where none can be raised."""
+    if tuple(found) != tuple(wanted):
+        raise UserError(
+            f"{name} is {tuple(found) or 'missing'}, expected {tuple(wanted)}; the cell was made for these sizes"
+        )
 
 
 class _Layer(blocks.Layer):

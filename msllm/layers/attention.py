@@ -111,9 +111,18 @@ def attend(
 def _shared(q_BTHC, k_BTKC, v_BTKC, scale, causal, key_mask, row_start, slopes, dropout, cache):
     for what, wanted in (("a key-value cache", cache), ("recording attention weights", _record)):
         if wanted is not None:
-            raise UserError(f"{what} cannot be used where workers share the tokens; use --parallel.sequence 1 for it")
+            _refuse(what)
     out = _core(q_BTHC, k_BTKC, v_BTKC, scale, causal, key_mask, row_start, slopes, dropout)
     return out.reshape(*q_BTHC.shape[:2], -1)
+
+
+def _refuse(what: str) -> None:
+    raise UserError(f"{what} cannot be used where workers share the tokens; use --parallel.sequence 1 for it")
+
+
+def _heads_first(x):
+    """(B, T, H, C) <-> (B, H, T, C)."""
+    return ops.transpose(x, (0, 2, 1, 3))
 
 
 def attend_masked(q_BTHC, k_BSHC, v_BSHC, scale, mask_BTS=None, dropout=0.0):
@@ -131,20 +140,18 @@ def attend_masked(q_BTHC, k_BSHC, v_BSHC, scale, mask_BTS=None, dropout=0.0):
     if mask_BTS is None:
         return attend(q_BTHC, k_BSHC, v_BSHC, scale, causal=False, dropout=dropout)
     if _core is not None:
-        raise UserError(
-            "a mask for each query cannot be used where workers share the tokens; use --parallel.sequence 1"
-        )
+        _refuse("a mask for each query")
     B, T, H, C = q_BTHC.shape
-    q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q_BTHC, k_BSHC, v_BSHC))
+    q_BHTC, k_BHSC, v_BHSC = _heads_first(q_BTHC), _heads_first(k_BSHC), _heads_first(v_BSHC)
     seen = ops.cast(mask_BTS != 0, ms.float32).reshape(B, 1, T, -1)
-    scores = _scores(q, k) * scale + (seen - 1.0) * _FAR
+    scores = _scores(q_BHTC, k_BHSC) * scale + (seen - 1.0) * _FAR
     powers = ops.exp(scores - ops.stop_gradient(_max(scores, -1))) * seen
     weights = powers / ops.maximum(_sum(powers, -1), _TINY)
     if _record is not None:
         _record.append(weights.asnumpy().astype(np.float64))
     if dropout > 0.0:
         weights = kernels.dropout(weights, dropout)
-    return ops.transpose(_mix(weights, v), (0, 2, 1, 3)).reshape(B, T, H * C)
+    return _heads_first(_mix(weights, v_BHSC)).reshape(B, T, H * C)
 
 
 def attend_packed(

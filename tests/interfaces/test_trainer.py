@@ -102,7 +102,7 @@ def test_pretraining_is_the_command_and_the_rest_follows(tokens, tmp_path):
     assert (tmp_path / "trainer" / "model.safetensors").read_bytes() == whole
 
 
-def test_finetuning_is_the_command_on_files_and_on_records(tiny_model, tmp_path):
+def test_finetuning_is_the_command_on_records_and_an_adapter_on_a_file(tiny_model, tmp_path):
     from msllm.commands.finetune import finetune
     from msllm.tuning.config import LoraConfig
 
@@ -113,12 +113,11 @@ def test_finetuning_is_the_command_on_files_and_on_records(tiny_model, tmp_path)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     args = msllm.TrainingArguments(num_train_epochs=2, per_device_train_batch_size=2, learning_rate=1e-3)
     finetune(str(tiny_model), [str(path)], args, LoraConfig(), str(tmp_path / "command"))
-    for name, data in (("file", path), ("records", records)):
-        trainer = msllm.Trainer(
-            "text_generation", str(tiny_model), args, train_dataset=data, output_dir=tmp_path / name
-        )
-        trainer.finetune()
-        assert losses(tmp_path / name) == losses(tmp_path / "command")
+    trainer = msllm.Trainer(
+        "text_generation", str(tiny_model), args, train_dataset=records, output_dir=tmp_path / "records"
+    )
+    trainer.finetune()
+    assert losses(tmp_path / "records") == losses(tmp_path / "command")
     adapted = msllm.Trainer(
         "text_generation", tiny_model, args, train_dataset=path, pet_method="lora", output_dir=tmp_path / "lora"
     )
@@ -294,9 +293,9 @@ def test_options_come_from_yaml_and_mistakes_are_one_line(tokens, tmp_path):
     refused("args: max_steps is 1.5, expected a whole number", model="gpt2", args={"max_steps": 1.5})
     refused("args: jit is 'yes', expected true or false", model="gpt2", args={"jit": "yes"})
     path.write_text("- a\n")
-    refused("run.yaml holds a list, expected lines such as", model="gpt2", args=path)
+    refused("run.yaml holds a list, expected keys with values", model="gpt2", args=path)
     path.write_text("a: [\n")
-    refused("run.yaml is no YAML", model="gpt2", args=path)
+    refused("run.yaml is not YAML", model="gpt2", args=path)
 
     def stopped(message, call, *arguments, **options):
         with pytest.raises(UserError, match=message):

@@ -8,6 +8,7 @@ from mindspore import Tensor, nn, ops
 torch = pytest.importorskip("torch")
 
 import msllm  # noqa: E402
+from msllm import kernels  # noqa: E402
 from msllm.errors import UserError  # noqa: E402
 
 TOLERANCE = 1e-5  # of the largest value, in fp32
@@ -18,7 +19,7 @@ SIZES = {"hidden_size": D, "batch_size": B, "ffn_hidden_size": F, "src_seq_lengt
 def cell(**more):
     """A cell whose parameters, biases and norms too, are far from their initial values."""
     ms.set_seed(0)
-    network = msllm.Transformer(**SIZES, **{"encoder_layers": 2, "decoder_layers": 2, **more}).set_train(False)
+    network = msllm.Transformer(**{**SIZES, "encoder_layers": 2, "decoder_layers": 2, **more}).set_train(False)
     rng = np.random.default_rng(0)
     for parameter in network.get_parameters():
         noise = rng.normal(size=parameter.shape).astype(np.float32)
@@ -224,8 +225,30 @@ def test_inputs_are_compared_with_the_sizes_of_the_cell(inputs):
         with pytest.raises(UserError, match=message):
             network(*values)
 
-    refused(r"encoder_inputs is \(2, 5, 16\), expected .* = \(2, 6, 16\)", given[2], None, given[2])
+    refused(r"encoder_inputs is \(2, 5, 16\), expected \(2, 6, 16\); the cell was made", given[2], None, given[2])
     refused(r"encoder_inputs is \(1, 6, 16\), expected", given[0][:1], None, given[2])
-    refused(r"encoder_masks is \(2, 5, 5\), expected .* = \(2, 6, 6\)", given[0], given[3], given[2])
-    refused(r"memory_mask is \(2, 5, 5\), expected", *given[:4], given[3])
-    refused("decoder_inputs is missing", *given[:2])
+    refused(r"encoder_masks is \(2, 5, 5\), expected \(2, 6, 6\)", given[0], given[3], given[2])
+    refused(r"memory_mask is \(2, 5, 5\), expected \(2, 5, 6\)", *given[:4], given[3])
+    refused(r"decoder_inputs is missing, expected \(2, 5, 16\)", *given[:2])
+    anything = cell(batch_size=None, decoder_layers=0)
+    assert anything(given[0][:1], None)[0].shape == (1, S, D)
+
+
+def test_it_compiles_under_jit_with_stock_kernels(inputs):
+    network, given = cell(encoder_layers=1, decoder_layers=1), tensors(inputs)
+    eager = network(*given)
+    chosen = kernels.active()
+    try:
+        kernels.use("stock")
+
+        @ms.jit
+        def forward(*values):
+            return network(*values)
+
+        compiled = forward(*given)
+        close(compiled[0].asnumpy(), eager[0].asnumpy())
+        close(compiled[2][0][2].asnumpy(), eager[2][0][2].asnumpy())
+        with pytest.raises(UserError, match="encoder_inputs is"):
+            forward(given[2], *given[1:])
+    finally:
+        kernels.use(chosen)
