@@ -254,3 +254,11 @@ def micro_batches(batch: Mapping[str, np.ndarray], count: int) -> list[Mapping[s
         more = np.repeat(rows[:1], lacking, axis=0)
         whole[key] = np.concatenate([rows, np.full_like(more, nothing[key]) if key in nothing else more])
     return [{key: rows.reshape(count, -1, *rows.shape[1:])[i] for key, rows in whole.items()} for i in range(count)]
+
+
+def tokens_and_places(batch: Batch) -> tuple[int, int]:
+    """Returns the real tokens of a batch, which the model reads and, as an encoder-decoder, writes, and all places."""
+    tokens, places = int(batch["attention_mask"].sum()), batch["attention_mask"].size
+    if "decoder_input_ids" in batch:
+        tokens, places = tokens + int((batch["labels"] != IGNORED).sum()), places + batch["labels"].size
+    return tokens, places

@@ -5,7 +5,6 @@ library does not see a difference. Every call counts its bytes: ``traffic`` hold
 """
 
 import dataclasses
-import os
 import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from mindspore import Tensor, ops
 from msllm import signals
 from msllm.errors import UserError
 from msllm.layers import moe_layers
+from msllm.parallel.launch import started_workers
 from msllm.training.alone import Alone
 
 # A collective of other shapes than the partner's may end in wrong numbers without a word: the first calls of a group
@@ -46,7 +46,13 @@ class Count:
 
 
 class Traffic(dict):
-    """(operation, group name) -> Count."""
+    """(operation, group name) -> Count.
+
+    Attributes:
+        timer: of all calls, see Alone.watch.
+    """
+
+    timer: Callable | None = None
 
     def add(self, operation: str, group: str, payload: int, sent: float) -> None:
         """Counts one call."""
@@ -192,14 +198,15 @@ class Group:
     def send(self, tensor: Tensor, to: int) -> None:
         """Sends a tensor to member ``to``, which receives it."""
         self._count("send", tensor, 1)
-        self._run("send", tensor.shape, lambda: _distributed().send(_dense(tensor), self.ranks[to]))
+        way = f"{self.rank}>{self.ranks[to]}"
+        self._run("send", tensor.shape, lambda: _distributed().send(_dense(tensor), self.ranks[to]), way)
 
     def send_soon(self, tensor: Tensor, to: int) -> Callable[[], None]:
         """Starts to send a tensor to member ``to``; returns what waits until it has left, to be called once."""
         self._count("send", tensor, 1)
-        tensor = _dense(tensor)
-        handle = self._run("send", tensor.shape, lambda: _distributed().isend(tensor, self.ranks[to]))
-        return lambda: self._run("send", tensor.shape, handle.wait)  # which holds the tensor until then
+        tensor, way = _dense(tensor), f"{self.rank}>{self.ranks[to]}"
+        handle = self._run("send", tensor.shape, lambda: _distributed().isend(tensor, self.ranks[to]), way)
+        return lambda: self._run("delivery", tensor.shape, handle.wait, way)  # which holds the tensor until then
 
     def receive(self, shape: tuple[int, ...], source: int, dtype=ms.float32) -> Tensor:
         """Returns what member ``source`` sends."""
@@ -209,7 +216,7 @@ class Group:
             _distributed().recv(out, self.ranks[source])
             return out
 
-        return self._run("receive", shape, run)
+        return self._run("receive", shape, run, f"{self.ranks[source]}>{self.rank}")
 
     def sum_tensors(self, tensors: list[Tensor]) -> list[Tensor]:
         """Returns the float32 tensors summed over the members, in few messages."""
@@ -281,9 +288,10 @@ class Group:
     def _count(self, operation: str, tensor: Tensor, share: float) -> None:
         self.traffic.add(operation, self.name, _bytes(tensor), share * _bytes(tensor))
 
-    def _run(self, operation: str, shapes, action):
+    def _run(self, operation: str, shapes, action, channel: str | None = None):
+        timer = self.traffic.timer
         try:
-            return action()
+            return action() if timer is None else timer(operation, self.name, channel or f"{self.ranks}", action)
         except RuntimeError as e:  # MindSpore's own lines say neither what was sent nor by whom
             raise UserError(
                 f"collective {operation} of {shapes} failed on worker {self.rank} in group {self.name} of ranks "
@@ -323,14 +331,18 @@ class Workers(Group, Alone):
         """See Alone."""
         return self.sum_array(terms)
 
+    def watch(self, timer):
+        """See Alone."""
+        self.traffic.timer = timer
+
 
 def start_workers() -> Workers | None:
-    """Joins the other processes where msrun started this one; returns None where it did not.
+    """Joins the other processes where msrun, or a rank table, started this one; returns None where none did.
 
     Raises:
         UserError: the others cannot be reached.
     """
-    if "MS_ROLE" not in os.environ:
+    if started_workers() is None:
         return None
     from mindspore.communication import GlobalComm, get_group_size, get_rank, init
 
@@ -339,8 +351,8 @@ def start_workers() -> Workers | None:
             init()  # msrun starts a scheduler with the same command: in it, this ends the process with the job
     except (RuntimeError, ValueError) as e:
         raise UserError(
-            f"the other workers cannot be reached: {str(e).splitlines()[0]}; is msrun's port free, and do all "
-            f"machines name the same master?"
+            f"the other workers cannot be reached: {str(e).splitlines()[0]}; is msrun's port free, do all machines "
+            f"name the same master, and has a job of a rank table Ascend cards?"
         ) from None
     if ms.get_context("device_target") == "CPU":
         # Sending to one worker looks for Ascend's group otherwise.

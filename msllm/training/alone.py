@@ -54,7 +54,9 @@ class Alone:
         self._model, self._objective = model, objective
         self._value_and_grad = scaled_value_and_grad(model, objective, parameters)
         if jit:
-            self._value_and_grad = ms.jit(self._value_and_grad)
+            compiled = ms.jit(self._value_and_grad)
+            # A plain dict is a constant to the compiler, and each new batch would be compiled anew.
+            self._value_and_grad = lambda tensors, scale: compiled(ms.mutable(dict(tensors)), scale)
         return parameters
 
     def local(self, tensors: Mapping[str, Tensor], counts: np.ndarray) -> tuple[Mapping[str, Tensor], np.ndarray]:

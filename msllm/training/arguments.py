@@ -38,6 +38,9 @@ class TrainingArguments:
         group_by_length: batches hold examples of like length, so there is less padding.
         seed: seed of data order, dropout and new weights.
         jit: compile the training step with ms.jit and stock kernels, as on Ascend.
+        profile: note what the steps after the first three spend their time on; tables and advice come as soon as they
+            are over, the same and a Chrome trace go to the folder profile of the output.
+        profile_steps: how many steps that are.
     """
 
     optim: str = "adamw"
@@ -64,6 +67,8 @@ class TrainingArguments:
     group_by_length: bool = False
     seed: int = 42
     jit: bool = False
+    profile: bool = False
+    profile_steps: int = 10
 
     def __post_init__(self):
         for name in (
@@ -72,6 +77,7 @@ class TrainingArguments:
             "gradient_accumulation_steps",
             "logging_steps",
             "save_total_limit",
+            "profile_steps",
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 1 or more; change it")

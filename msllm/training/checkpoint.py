@@ -3,6 +3,8 @@
 import dataclasses
 import re
 import shutil
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,17 @@ def average(paths: list[Path]) -> dict[str, np.ndarray]:
 def find(output: Path) -> list[Path]:
     """Returns the checkpoints of a run, oldest first; those that several workers had not finished are none."""
     return [path for path in _folders(output) if (path / STATE).is_file()]
+
+
+def checksum(examples: Sequence[Mapping]) -> str:
+    """Names the content of a data set: the number of examples and a checksum of all that they hold, or its own."""
+    if getattr(examples, "checksum", None) is not None:
+        return f"{len(examples)} examples, {examples.checksum}"
+    crc = 0
+    for example in examples:
+        for key in sorted(example):
+            crc = zlib.crc32(np.asarray(example[key], np.int32).tobytes(), crc)
+    return f"{len(examples)} examples, {crc:08x}"
 
 
 def clear(output: Path) -> None:

@@ -1,11 +1,11 @@
 """The one training loop."""
 
+import functools
 import itertools
 import json
 import math
 import signal
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,16 +13,17 @@ import mindspore as ms
 import numpy as np
 
 from msllm import data, kernels, signals
-from msllm.data.batching import lengths_of, micro_batches
+from msllm.data.batching import lengths_of, micro_batches, tokens_and_places
 from msllm.errors import UserError
 from msllm.files import atomic_files, read_json_lines
 from msllm.training import checkpoint
 from msllm.training.alone import Alone
 from msllm.training.arguments import TrainingArguments
 from msllm.training.checkpoint import TrainerState
-from msllm.training.losses import IGNORE_INDEX
 from msllm.training.objective import CAUSAL_LM, Objective
-from msllm.training.optimizer import OPTIMIZERS
+from msllm.training.optimizer import Optimizer
+from msllm.training.profile import FOLDER, profile_of
+from msllm.training.profile_recording import DATA, OTHER
 from msllm.training.report import Report, Silence
 from msllm.training.schedule import learning_rate_factor
 from msllm.training.step import build_step
@@ -70,24 +71,32 @@ class Trainer:
         self.write_model, self.read_model = write_model or model.write_files, read_model or self._read_full_model
         self.metrics, self.workers, self.settings = metrics, workers or Alone(), dict(settings or {})
         self.rank, self.data_world = self.workers.rank, self.workers.data_world
-        self.optimizer = OPTIMIZERS[args.optim](
-            self.workers.prepare(model, objective, args.jit),
-            (args.adam_beta1, args.adam_beta2),
-            args.adam_epsilon,
-            args.weight_decay,
-        )
-        self.step_function = build_step(self.workers, objective, self.optimizer, args.max_grad_norm)
+        self._parameters = self.workers.prepare(model, objective, args.jit)
         if not len(train_data):
             raise UserError("there is no training example; give more data")
         # A compiled step takes one shape: every batch gets the length of the longest example.
-        parts = [part for part in (train_data, eval_data) if part is not None and len(part)] if args.jit else []
+        fixed = args.jit or self.workers.fixed_shapes
+        parts = [part for part in (train_data, eval_data) if fixed and part is not None and len(part)]
         self.fixed_length = max((int(max(lengths_of(part, objective.length))) for part in parts), default=None)
         self.steps_per_epoch = math.ceil(self._batches_per_epoch() / args.gradient_accumulation_steps)
         self.total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
         self.warmup = args.warmup_steps or math.ceil(args.warmup_ratio * self.total)
         self.state = TrainerState(fingerprint=self._fingerprint())
         self.report: Report | None = None
+        self.profile = profile_of(args, self.output, self.workers)
         self._interrupted = ""
+
+    @functools.cached_property
+    def optimizer(self) -> Optimizer:
+        """Holds the moments of all trained parameters: made when it is needed, which an evaluation alone has not."""
+        a = self.args
+        kind = self.workers.optimizers[a.optim]
+        return kind(self._parameters, (a.adam_beta1, a.adam_beta2), a.adam_epsilon, a.weight_decay)
+
+    @functools.cached_property
+    def step_function(self) -> Callable:
+        """One step of the optimiser, see build_step."""
+        return build_step(self.workers, self.objective, self.optimizer, self.args.max_grad_norm, self.profile)
 
     def train(self, resume: str | None = None, overwrite: bool = False) -> TrainerState:
         """Runs to the end and leaves the result in ``output``.
@@ -110,12 +119,15 @@ class Trainer:
         elif source is None and resume == "auto":
             self._tell(f"{self.output} holds no checkpoint: starting from the first step")
         self.workers.barrier()  # all have looked before the first one empties the folder
-        if source is None and self.rank == 0:
-            self._empty_output()
+        if source is None:
+            self.profile.check(self.total)
+            if self.rank == 0:
+                self._empty_output()
         kernels.set_seed(self.args.seed + self.workers.random_offset)  # workers drop out differently
         ms.set_seed(self.args.seed)
         if source is not None:
             self._restore(source)
+            self.profile.check(self.total - self.state.step)
             self._tell(f"going on from {source}, after step {self.state.step} of {self.total}")
         elif self.eval_data is not None:
             self.evaluate(batches=2)  # a mistake in the data or a lack of memory shows now, not after an epoch
@@ -129,10 +141,12 @@ class Trainer:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             self.report.close()
+            self.workers.close()
         return self.state
 
     def _finish(self) -> None:
         """Leaves the result in the output folder."""
+        self.workers.settle()
         if self.args.load_best_model_at_end and self.state.best_step is not None:
             self._read(self.output / f"checkpoint-{self.state.best_step}")
         self.model.set_train(False)
@@ -146,47 +160,60 @@ class Trainer:
             self.write_model(tmp)
 
     def _loop(self) -> None:
-        args, report = self.args, self.report
         self.model.set_train(True)
         groups = self._groups()
         while self.state.step < self.total:
+            with self.profile.step(self.state.step + 1):
+                self._step(groups)
+
+    def _step(self, groups: Iterator[list[dict[str, np.ndarray]]]) -> None:
+        """One step of the optimiser, and what is due after it."""
+        args, span = self.args, self.profile.span
+        with span(DATA):
             group = next(groups)
-            rate = args.learning_rate * learning_rate_factor(
-                args.lr_scheduler_type, self.state.step, self.warmup, self.total
-            )
-            with signals.wait():
+        rate = args.learning_rate * learning_rate_factor(
+            args.lr_scheduler_type, self.state.step, self.warmup, self.total
+        )
+        with signals.wait():
+            with span(DATA):
                 pieces = [piece for batch in group for piece in micro_batches(batch, self.workers.micro_batches)]
-                means, norm = self.step_function([self.objective.to_device(piece) for piece in pieces], rate)
-            step, loss = self.state.step + 1, self.objective.total(means)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise UserError(
-                    f"loss {loss} and gradient norm {norm} at step {step}, learning rate {rate:.3g}: "
-                    f"training stopped, {self._last_checkpoint()}; lower learning_rate or add warm-up"
-                )
-            self.state.step = step
-            entry = None
-            if step % args.logging_steps == 0 or step == self.total:
-                entry = {
-                    "epoch": round(step / self.steps_per_epoch, 4),
-                    **self._figures(means),
-                    "learning_rate": rate,
-                    "grad_norm": norm,
-                }
-            report.step(step, self.data_world * sum(map(_tokens, group)), entry, loss)
-            with signals.wait():
-                improved, stop = self._evaluate_if_due(), self._stop()
-                due = args.save_steps and step % args.save_steps == 0 and step < self.total
-                if due or improved or stop:
+                pieces = [self.objective.to_device(piece) for piece in pieces]
+            means, norm = self.step_function(pieces, rate)
+        step, loss = self.state.step + 1, self.objective.total(means)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UserError(
+                f"loss {loss} and gradient norm {norm} at step {step}, learning rate {rate:.3g}: "
+                f"training stopped, {self._last_checkpoint()}; lower learning_rate or add warm-up"
+            )
+        self.state.step = step
+        entry = None
+        if step % args.logging_steps == 0 or step == self.total:
+            entry = {
+                "epoch": round(step / self.steps_per_epoch, 4),
+                **self._figures(means),
+                "learning_rate": rate,
+                "grad_norm": norm,
+            }
+        tokens, places = map(sum, zip(*map(tokens_and_places, group)))
+        self.profile.batch(tokens, places)
+        self.report.step(step, self.data_world * tokens, entry, loss)
+        with signals.wait():
+            with span(OTHER):
+                improved = self._evaluate_if_due()
+            stop = self._stop()
+            due = args.save_steps and step % args.save_steps == 0 and step < self.total
+            if due or improved or stop:
+                with span(OTHER):
                     self._save()
-            if stop and step < self.total:
-                raise UserError(
-                    f"stopped by {stop} after step {step} of {self.total}; saved "
-                    f"{self.output / f'checkpoint-{step}'}; go on with the same command and --resume auto"
-                )
+        if stop and step < self.total:
+            raise UserError(
+                f"stopped by {stop} after step {step} of {self.total}; saved "
+                f"{self.output / f'checkpoint-{step}'}; go on with the same command and --resume auto"
+            )
 
     def _stop(self) -> str:
         """Returns what interrupted this run, or "": the same for all workers, who stop at one step."""
-        if self.workers.any(bool(self._interrupted)):
+        if self.workers.stop(bool(self._interrupted)):
             return self._interrupted or "a signal to another worker"
         return ""
 
@@ -232,6 +259,7 @@ class Trainer:
 
     def evaluate(self, batches: int | None = None) -> dict[str, float]:
         """Returns the mean losses over the evaluation data, or its first ``batches`` batches: see _figures."""
+        self.workers.settle()
         self.model.set_train(False)
         total, count = 0.0, 0.0
         order = self._batches(self.eval_data, self.args.per_device_eval_batch_size, 0, shuffle=False)
@@ -267,6 +295,7 @@ class Trainer:
         return step < self.total or self.args.load_best_model_at_end
 
     def _save(self) -> None:
+        self.workers.settle()
         self.state.rng_state = kernels.get_rng_state()
         if self.workers.sharded:
             info = {"step": self.state.step, "optimizer_step": self.optimizer.step_count}
@@ -286,7 +315,8 @@ class Trainer:
 
     def _empty_output(self) -> None:
         checkpoint.clear(self.output)
-        checkpoint.remove(self.output / _PARTS)
+        for folder in (_PARTS, FOLDER):
+            checkpoint.remove(self.output / folder)
         for name in _RESULTS:
             (self.output / name).unlink(missing_ok=True)
         with atomic_files(self.output):
@@ -342,7 +372,7 @@ class Trainer:
         """What a resumed run must share with the run that it continues, or its losses would differ."""
         args = self.args
         return {
-            "data": _checksum(self.train_data),
+            "data": checkpoint.checksum(self.train_data),
             "seed": args.seed,
             "steps": self.total,
             # Of all workers together: their number has no effect.
@@ -376,20 +406,3 @@ class Trainer:
     def _on_signal(self, number, frame) -> None:
         self._interrupted = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
         signal.signal(number, signal.default_int_handler)  # a second Ctrl-C does not wait for the step
-
-
-def _tokens(batch: Mapping[str, np.ndarray]) -> int:
-    """The real tokens of a batch: those that the model reads and, of an encoder-decoder model, writes."""
-    written = (batch["labels"] != IGNORE_INDEX).sum() if "decoder_input_ids" in batch else 0
-    return int(batch["attention_mask"].sum() + written)
-
-
-def _checksum(examples: Sequence[Mapping]) -> str:
-    """Names the content of a data set: the number of examples and a checksum of all that they hold, or its own."""
-    if getattr(examples, "checksum", None) is not None:
-        return f"{len(examples)} examples, {examples.checksum}"
-    crc = 0
-    for example in examples:
-        for key in sorted(example):
-            crc = zlib.crc32(np.asarray(example[key], np.int32).tobytes(), crc)
-    return f"{len(examples)} examples, {crc:08x}"
