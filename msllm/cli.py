@@ -105,6 +105,7 @@ def _run(argv: list[str]) -> int:
     function = _function(command)
     parser, groups = _parser(command, function)
     options = {s: a for a in parser._actions for s in a.option_strings}
+    words = [_spelt(word, options) for word in words]
     _check_options(words, options, command)
     try:
         values = parser.parse_args(_with_flag_values(words, function, groups))
@@ -173,6 +174,13 @@ def _parser(command: str, function: Callable):
     for name, cls in groups.items():
         parser.add_class_arguments(cls, nested_key=None if name in _flat(groups) else name)
     return parser, groups
+
+
+def _spelt(word: str, options: dict) -> str:
+    """Lets --card-memory mean --card_memory."""
+    name, equals, value = word.partition("=")
+    other = f"--{name[2:].replace('-', '_')}"
+    return f"{other}{equals}{value}" if name.startswith("--") and name not in options and other in options else word
 
 
 def _check_options(argv: list[str], options: dict, command: str) -> None:

@@ -53,6 +53,8 @@ def test_module_and_script_are_one_program():
 def test_help_lists_commands_and_options_with_defaults(capsys):
     assert main(["--help"]) == 0
     assert "finetune" in capsys.readouterr().out
+    assert main(["ranktable"]) == 0
+    assert "ranktable merge" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main(["finetune", "--help"])
     text = " ".join(capsys.readouterr().out.split())

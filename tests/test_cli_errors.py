@@ -53,6 +53,14 @@ def test_unknown_command_and_option_get_the_nearest_spelling(fails):
     assert "did you mean 'finetune'" in fails("finetun")
     assert "did you mean '--learning_rate'" in fails("finetune", "--lerning_rate", "1")
     assert "did you mean '--tuning'" in fails("finetune", "--tunning", "lora")
+    assert "did you mean 'merge'" in fails("ranktable", "merg")
+    assert "after parallel comes verify, compile, plan" in fails("parallel", "zzz")
+
+
+def test_hyphens_and_underscores_spell_one_option(fails):
+    for option in ("--learning-rate", "--learning_rate"):
+        assert "--learning_rate is 'fast'" in fails("finetune", "--model", "m", "--data", "d", f"{option}=fast")
+    assert "unknown option --lerning-rate (did you mean" in fails("finetune", "--lerning-rate", "1")
 
 
 def test_values_of_the_wrong_kind_are_named(fails, tmp_path):

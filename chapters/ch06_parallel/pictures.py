@@ -187,3 +187,27 @@ def smooth(values: np.ndarray) -> np.ndarray:
     starts = np.maximum(np.arange(1, len(values) + 1) - window, 0)
     ends = np.arange(1, len(values) + 1)
     return (sums[ends] - sums[starts]) / (ends - starts)[:, None]
+
+
+def searches(found: dict[str, dict]) -> Figure:
+    """What a card holds, and what it sends by part of the step, for a layout by hand and MindSpore's searches."""
+    names = ["by hand" if name == "none" else name.replace("_", "\n") for name in found]
+    figure = Figure(figsize=(11, 0.7 * len(found) + 1.4), **LOOK)
+    left, right = figure.subplots(1, 2, sharey=True)
+    held = [(one["weight_bytes"] + one["optimizer_bytes"]) / MIB for one in found.values()]
+    left.bar_label(left.barh(names, held, color="tab:blue"), [f"{value:,.0f}" for value in held], padding=3, fontsize=8)
+    left.set_xlabel("MiB of weights and moments on a card")
+    start = np.zeros(len(found))
+    for part in next(iter(found.values()))["sent"]:
+        sent = np.array([one["sent"][part] / MIB for one in found.values()])
+        if sent.max() > 0.01:
+            right.barh(names, sent, left=start, label=part)
+            start += sent
+    right.bar_label(right.containers[-1], [f"{value:,.0f}" for value in start], padding=3, fontsize=8)
+    right.set_xlabel("MiB that a card sends a step, if in rings (estimate)")
+    for axes in (left, right):
+        axes.margins(x=0.15)
+        axes.grid(alpha=0.3, axis="x")
+    left.invert_yaxis()
+    figure.legend(loc="outside upper right", ncols=6, fontsize=8)
+    return figure

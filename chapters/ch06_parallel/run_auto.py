@@ -1,0 +1,144 @@
+"""Section 6.6's auto-parallel: what MindSpore makes of a layout, and what its searches make of none, without cards."""
+
+import dataclasses
+
+from msllm.lessons import Run, run
+
+# model -> cards -> layout by hand; tensor-parallel cards are those of one node, with its eight.
+LAYOUTS = {
+    "gpt2": {8: {"tensor": 4}, 64: {"tensor": 4, "optimizer": 1}, 1024: {"tensor": 4, "optimizer": 1}},
+    "bloom-560m": {8: {"tensor": 8}, 64: {"tensor": 8, "optimizer": 1}, 1024: {"tensor": 8, "optimizer": 1}},
+    "llama2-7b": {8: {"tensor": 8}, 64: {"tensor": 8, "optimizer": 1}, 1024: {"tensor": 8, "optimizer": 1}},
+    "bloom-7b1": {
+        8: {"tensor": 8},
+        64: {"tensor": 8, "optimizer": 1},
+        1024: {"tensor": 8, "pipeline": 2, "micro_batches": 2, "optimizer": 1},
+    },
+    "llama2-13b": {
+        8: {"tensor": 8},
+        64: {"tensor": 8, "optimizer": 1, "recompute": True},
+        1024: {"tensor": 8, "pipeline": 4, "micro_batches": 4, "optimizer": 1},
+    },
+    "llama2-70b": {
+        8: {"tensor": 8},
+        64: {"tensor": 8, "optimizer": 1, "recompute": True},
+        1024: {"tensor": 8, "pipeline": 4, "micro_batches": 4, "optimizer": 1, "recompute": True},
+    },
+}
+LENGTH = 2048
+SEARCHES = ("none", "sharding_propagation", "recursive_programming", "dynamic_programming")
+
+
+@run("6.6 MindSpore's auto-parallel for 8, 64 and 1,024 cards that are not here, all layers (about half an hour)")
+def compile(job: Run) -> None:
+    import time
+
+    from msllm.models.presets import config_of
+    from msllm.parallel.auto.picture import sharding
+
+    rows, found = [], {}
+    for name, layouts in list(LAYOUTS.items())[: 1 if job.quick else None]:
+        config = config_of(name)
+        if job.quick:
+            config, layouts = dataclasses.replace(config, n_layer=2), {8: layouts[8]}
+        for cards, values in layouts.items():
+            start = time.perf_counter()
+            work, checks = compiled(job, f"{name}-{cards}", config, cards, values)
+            seconds, peak = time.perf_counter() - start, max(c.peak_bytes for c in checks)
+            rows.append(row(name, cards, work, checks, seconds))
+            job.say("  ".join(rows[-1]))
+            found[f"{name}-{cards}"] = {
+                "layout": str(work.parallel),
+                "seconds": seconds,
+                "peak_bytes": peak,
+                "stages": [figures(work, check) for check in checks],
+            }
+            if name == "llama2-7b" and cards == 64:
+                job.savefig("sharding.png", sharding(checks, f"{name}, {cards} cards: {work.parallel}"))
+    from msllm.commands.parallel import columns
+
+    heads = (
+        "model",
+        "cards",
+        "layout",
+        "stages",
+        "seconds",
+        "GiB here",
+        "weights GiB",
+        "moments GiB",
+        "sent GiB",
+        "uncut",
+    )
+    job.write_text("compile.txt", columns(heads, rows, 3) + "\n")
+    job.write_json("compile.json", found)
+
+
+@run("6.6 the three searches beside a layout by hand: what a card holds and sends (about 10 minutes)")
+def search(job: Run) -> None:
+    from msllm.models.presets import config_of
+
+    # Small, since one of the searches takes minutes for two layers: what it finds is looked at, not used.
+    sizes = {"num_hidden_layers": 2, "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16}
+    config = dataclasses.replace(config_of("llama2-7b"), **sizes, num_key_value_heads=16, head_dim=64)
+    found = {}
+    for name in SEARCHES[:2] if job.quick else SEARCHES:
+        values = {"tensor": 4, "search": name}
+        work, (check,) = compiled(job, f"search-{name}", config, 8, values, batch=2)
+        found[name] = {"seconds": check.seconds, **figures(work, check)}
+        by_part = ", ".join(f"{part} {size / 2**20:,.1f}" for part, size in found[name]["sent"].items() if size > 1024)
+        title = "by hand" if name == "none" else name
+        job.say(f"{title}: {check.seconds:.1f} s; a card holds {held(check) / 2**20:,.1f} MiB of weights and moments")
+        job.say(f"  and sends, in MiB a step if in rings: {by_part}")
+    job.write_json("search.json", {"config": config.to_dict(), "cards": 8, "found": found})
+    job.savefig("search.png", beside("pictures").searches(found))
+
+
+def compiled(job: Run, name: str, config, cards: int, values: dict, batch: int = 1) -> tuple:
+    """Returns the Work and what was found of each stage."""
+    from msllm.models.presets import longest
+    from msllm.parallel.auto.check import Work, check_layout, compile_stages
+    from msllm.parallel.config import ParallelConfig
+
+    length = min(LENGTH, longest(config) or LENGTH)
+    parallel = check_layout(config, ParallelConfig(**values), cards, length)
+    work = Work(config, parallel, length, batch)
+    return work, compile_stages(work, job.output / "graphs" / name, tell=lambda line: None)
+
+
+def row(name: str, cards: int, work, checks: list, seconds: float) -> tuple[str, ...]:
+    """A line of the table; the numbers are those of the stage that has most."""
+    from msllm.parallel.auto.check import by_part, uncut
+
+    weights, moments = (max(getattr(c, what) for c in checks) / 2**30 for what in ("weight_bytes", "optimizer_bytes"))
+    sent = max(sum(by_part(check).values()) for check in checks) / 2**30
+    peak = max(check.peak_bytes for check in checks) / 2**30
+    left = sum(len(uncut(work, check)) for check in checks)
+    numbers = (f"{seconds:.1f}", f"{peak:.2f}", f"{weights:.2f}", f"{moments:.2f}", f"{sent:.2f}", str(left))
+    return (name, str(cards), str(work.parallel), str(len(checks)), *numbers)
+
+
+def figures(work, check) -> dict:
+    """What is kept of a card."""
+    from msllm.parallel.auto.check import by_part, uncut
+
+    return {
+        "rank": check.rank,
+        "weight_bytes": check.weight_bytes,
+        "optimizer_bytes": check.optimizer_bytes,
+        "sent": by_part(check),
+        "collectives": [dataclasses.asdict(c) for c in check.graph.collectives],
+        "uncut": len(uncut(work, check)),
+    }
+
+
+def held(check) -> int:
+    return check.weight_bytes + check.optimizer_bytes
+
+
+def beside(name: str):
+    """Returns a module of this folder."""
+    from pathlib import Path
+
+    from msllm.lessons.chapters import load_module
+
+    return load_module(Path(__file__).with_name(f"{name}.py"), f"msllm_ch06_{name}")
