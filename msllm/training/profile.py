@@ -8,6 +8,7 @@ import contextlib
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,8 @@ class Profile(Off):
         with signals.wait():
             self._profiler.step()
             if len(recording.steps) == self.args.profile_steps:
+                recording.operators += read_operators(self._raw)
+                self._keep()
                 self._stop()
                 self._finish(recording)
 
@@ -107,25 +110,28 @@ class Profile(Off):
         self._batch = tokens, places
 
     def _start(self) -> None:
-        raw = self._raw_folder()
-        shutil.rmtree(raw, ignore_errors=True)
-        self.workers.barrier()
         workers = self.workers
+        # MindSpore's profiler refuses paths with other than plain letters, which an output may have.
+        self._raw = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="msllm-profile-")))
+        workers.barrier()
         self._recording = Recording(
             workers.rank, workers.data_rank, socket.gethostname(), time.time_ns(), on_device=kernels.DEVICE != "CPU"
         )
         self._open.enter_context(watched(self._note_kernel))
         workers.watch(self._send)
         self._open.callback(workers.watch, None)
-        self._profiler = _mindspore_profiler(raw, self.args.profile_steps)
+        self._profiler = _mindspore_profiler(self._raw, self.args.profile_steps)
         self._open.callback(self._profiler.stop)
 
     def _stop(self) -> None:
         self._recording = None
         self._open.close()
 
-    def _raw_folder(self) -> Path:
-        return self.folder / "mindspore" / f"rank_{self.workers.rank}"
+    def _keep(self) -> None:
+        """Puts what MindSpore's profiler wrote, which tools of its own read, beside the other files."""
+        kept = self.folder / "mindspore" / f"rank_{self.workers.rank}"
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(self._raw, kept)
 
     def _note_kernel(self, name: str, start: int, end: int) -> None:
         self._recording.operators.append(Operator(name, "C++ kernel", start, end))
@@ -142,7 +148,6 @@ class Profile(Off):
         from msllm.training.profile_report import tell, write
         from msllm.training.profile_split import summarize
 
-        recording.operators += read_operators(self._raw_folder())
         recording.settings = {
             "kernels": kernels.active(),
             "device": kernels.DEVICE,

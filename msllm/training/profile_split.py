@@ -57,7 +57,7 @@ def waits(recordings: Sequence[Recording]) -> list[list[tuple[int, int]]]:
     """Returns for each worker and each of its messages how long it waited (ns), and for whom.
 
     The n-th call of a worker on a channel meets the n-th of the others. It waits until the last of them begins; none
-    is waited for by a call that ends before.
+    is waited for by a call that is over before.
     """
     starts: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
     keys: list[list[tuple[str, int]]] = []
@@ -87,7 +87,7 @@ def _late(recording: Recording, first: Recording) -> int:
     return 0 if recording.host == first.host else recording.met - first.met
 
 
-def intervals_of(recording: Recording, waited: Sequence[tuple[int, int]]) -> dict[str, list[tuple[int, int]]]:
+def _intervals(recording: Recording, waited: Sequence[tuple[int, int]]) -> dict[str, list[tuple[int, int]]]:
     """Returns the intervals of each part but the rest: (start, end), overlapping ones too."""
     parts: dict[str, list[tuple[int, int]]] = {part: [] for part in PARTS}
     for name, start, end in recording.spans:
@@ -105,7 +105,7 @@ def intervals_of(recording: Recording, waited: Sequence[tuple[int, int]]) -> dic
 def split_steps(recording: Recording, waited: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
     """Returns the parts of each step, and their sum under "wall": ms."""
     order = _ORDER_ON_DEVICE if recording.on_device else _ORDER
-    named = intervals_of(recording, waited)
+    named = _intervals(recording, waited)
     intervals = [(order.index(part), *both) for part, found in named.items() for both in found]
     steps = []
     for step in recording.steps:
@@ -132,8 +132,9 @@ def summarize(recordings: Sequence[Recording]) -> dict:
     workers = []
     for recording, mine in zip(recordings, waited):
         steps, waits_for = split_steps(recording, mine), [0.0] * len(recordings)
-        for wait, rank in mine:
-            waits_for[rank] += wait / MS / count
+        evaluating = _covers(_evaluations(recording))
+        for message, (wait, rank) in zip(recording.messages, mine):
+            waits_for[rank] += 0.0 if evaluating(message.start) else wait / MS / count
         parts = {name: float(np.mean([step[name] for step in steps])) for name in ("wall", *PARTS)}
         workers.append({"rank": recording.rank, "parts": parts, "steps": steps, "waits_for": waits_for})
     readers = {recording.data_rank: recording for recording in recordings}.values()
@@ -164,7 +165,7 @@ def operator_table(recording: Recording, waited: Sequence[tuple[int, int]]) -> l
     Each is a name, its source ("MindSpore", "C++ kernel", or the group of a message), calls and ms a step, waiting_ms
     of them, and the mean us of a call. What runs inside a message is in its time.
     """
-    evaluating = _covers([(start, end) for name, start, end in recording.spans if name == OTHER])
+    evaluating = _covers(_evaluations(recording))
     sending = _covers([] if recording.on_device else [(m.start, m.end) for m in recording.messages])
     sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
 
@@ -191,6 +192,10 @@ def operator_table(recording: Recording, waited: Sequence[tuple[int, int]]) -> l
         for (name, source), (calls, total, wait) in sums.items()
     ]
     return sorted(rows, key=lambda row: -row["ms"])
+
+
+def _evaluations(recording: Recording) -> list[tuple[int, int]]:
+    return [(start, end) for name, start, end in recording.spans if name == OTHER]
 
 
 def _covers(intervals: Iterable[tuple[int, int]]) -> Callable[[int], bool]:
