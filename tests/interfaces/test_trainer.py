@@ -161,7 +161,9 @@ def test_workers_options_are_those_of_mindformers(tokens, tmp_path):
         trainer.set_recompute_config(select_recompute=True)
 
 
-def test_classes_are_learned_measured_and_predicted(bert, tmp_path):
+def test_classes_are_learned_as_by_the_command_measured_and_predicted(bert, tmp_path):
+    from msllm.commands.tasks import TaskTrainingArguments, finetune_task
+
     words = {"good": ("good", "play"), "bad": ("bad", "film")}
     data = [
         {"text": f"the {thing} is {word}", "label": label}
@@ -173,6 +175,11 @@ def test_classes_are_learned_measured_and_predicted(bert, tmp_path):
         "text_classification", bert, BY_HEART, train_dataset=data, eval_dataset=data, output_dir=tmp_path / "out"
     )
     trainer.train()
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in data))
+    args = TaskTrainingArguments(**BY_HEART, warmup_ratio=0.0, weight_decay=0.0)
+    finetune_task("text-classification", str(bert), str(path), str(tmp_path / "command"), args)
+    assert losses(tmp_path / "out") == losses(tmp_path / "command")
     figures = trainer.evaluate()
     assert figures["accuracy"] == 1.0 and figures["loss"] < 0.5
     logged = read_json_lines(tmp_path / "out" / "log.jsonl")[-1]
