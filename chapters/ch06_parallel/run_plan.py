@@ -16,7 +16,7 @@ SIZES = {
     },
     "mixtral": {
         **{"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4},
-        **{"num_local_experts": 4, "vocab_size": 1000},
+        **{"num_key_value_heads": 4, "num_local_experts": 4, "vocab_size": 1000},
     },
 }
 PIPELINE = {"pipeline": 2, "micro_batches": 4}

@@ -134,8 +134,8 @@ def _gradients(held: Held, numbers: Numbers) -> float:
     """Gradients, and parameters from their owners (Rajbhandari et al. 2020, section 7)."""
     level, times = held.parallel.optimizer, held.parallel.micro_batches
     total = 0.0
-    for trained, group in held.shared:
-        size = padded(trained, group) if level else sum(trained)
+    for buckets, group in held.shared:
+        size = padded(buckets, group) if level else sum(buckets)
         scatter, gather = numbers.gradients, numbers.compute if level else numbers.gradients
         total += _share(group) * size * (gather + scatter * (times if level >= 2 else 1))
     whole = held.owned_in_blocks * held.samples

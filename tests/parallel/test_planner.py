@@ -15,7 +15,7 @@ from msllm.models.pretrained import model_class
 from msllm.parallel.config import ParallelConfig
 from msllm.parallel.planner import hardware, memory, search
 from msllm.parallel.planner.blocks import Pieces
-from msllm.parallel.planner.sizes import Held, ModelSizes, padded
+from msllm.parallel.planner.sizes import Held, ModelSizes
 from msllm.parallel.planner.tape import Op, footprint
 
 GPT = {"n_embd": 24, "n_layer": 3, "n_head": 2, "n_positions": 16, "vocab_size": 31}
@@ -130,9 +130,9 @@ def test_levels_share_what_the_lesson_says():
     """4 bytes a number: the table of section 6.3, the part that lies there between steps."""
     model = sizes_of("gpt2")
     numbers = model.numbers
-    shares = padded([p.numbers for p in model.parameters], 4) // 4
+    shares = -(-numbers // 4)
     blocks = sum(-(-sum(p.numbers for p in model.parameters if p.place == i) // 4) for i in range(3))
-    rest = padded([p.numbers for p in model.parameters if p.place < 0], 4) // 4
+    rest = -(-sum(p.numbers for p in model.parameters if p.place < 0) // 4)
     for level, parameters, moments in (
         (0, numbers, 2 * numbers),
         (1, numbers + shares, 2 * shares),

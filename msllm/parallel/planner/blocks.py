@@ -139,9 +139,11 @@ class _Ops:
         self.list: list[Op] = []
         self.tensor, self.split = self.parallel.tensor, self.parallel.split_norms
 
-    def add(self, name, inputs, gradient="each", saves=(), statistics=0, weights=0, back_scratch=0, **outputs) -> None:
+    def add(
+        self, name, inputs, gradient="each", saves=(), statistics=0, weights=0, scratch=0, back_scratch=0, **outputs
+    ) -> None:
         """Appends an operator; ``outputs`` are its tensors and their bytes."""
-        shape = {"statistics": statistics, "weights": weights, "back_scratch": back_scratch}
+        shape = {"statistics": statistics, "weights": weights, "scratch": scratch, "back_scratch": back_scratch}
         self.list.append(Op(name, tuple(inputs), tuple(outputs.items()), saves, gradient=gradient, **shape))
 
     def norm(self, x: str, update: str | None, total: str, out: str) -> None:
@@ -166,18 +168,23 @@ class _Ops:
         if not self.split:
             self.list.append(Op("copy", (x,), ((name, p.whole),), view=True))
             return name
-        # Backward, what goes to each worker lies apart, and so does what comes from each.
-        share = p.whole // self.tensor
-        self.add("all_gather", (x,), back_scratch=p.whole + (self.tensor - 1) * share, **{name: p.whole})
+        self.add("all_gather", (x,), scratch=p.whole, back_scratch=self._scatter_scratch, **{name: p.whole})
         return name
+
+    @property
+    def _scatter_scratch(self) -> int:
+        """What a reduce-scatter of split tokens takes: the shares lie apart in what is sent; what comes, and sums."""
+        share = self.pieces.whole // self.tensor
+        return self.pieces.whole + (self.tensor - 1) * share + (share if self.tensor > 2 else 0)
 
     def leave(self, x: str) -> str:
         """The sum over the workers of a tensor group."""
-        name = f"sum {x}"
-        if self.split:
-            self.add("reduce_scatter", (x,), **{name: self.pieces.stream})
+        name, p = f"sum {x}", self.pieces
+        if self.split:  # backward, what the workers have is gathered and then put together
+            shape = {"scratch": self._scatter_scratch, "back_scratch": p.whole}
+            self.add("reduce_scatter", (x,), **shape, **{name: p.stream})
         else:
-            self.add("all_reduce", (x,), "same", **{name: self.pieces.stream})
+            self.add("all_reduce", (x,), "same", **{name: p.stream})
         return name
 
     def linear(self, x: str, out: str, inputs: int, outputs: int, size: int | None = None, bias: bool = False) -> None:

@@ -7,17 +7,15 @@ for Ascend cards, the same pieces are added up, in bfloat16: an estimate that no
 """
 
 import dataclasses
+import functools
 import itertools
 
 from msllm.parallel.config import ParallelConfig
 from msllm.parallel.planner.blocks import Pieces
-from msllm.parallel.planner.sizes import BFLOAT16, FLOAT32, Held, ModelSizes, Numbers, buckets, padded
+from msllm.parallel.planner.sizes import BFLOAT16, FLOAT32, Held, ModelSizes, Numbers, padded
 from msllm.parallel.schedule import FORWARD, order
 
 MOMENTS = 2  # of AdamW, each as large as the parameters
-# A reduce-scatter needs its tensors three times: the row of all of them; of the others' shares a copy to send, and what
-# they send; and of the own share two sums, the old one and the new.
-_SCATTER_COPIES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +117,10 @@ class Passes:
         base = self.before.kept if self.before else 0
         after = self.after.gradients if self.after else 0
         found = []
+        if not self.recomputes:
+            # Beside what the operators need, Python's names hold the update that came in and attention's output.
+            size = (self.block if self.layers > 1 else self.first).forward + 2 * self.pieces.stream
+            found.append(Fullest("the forward pass", 0, base + self._below(self.layers - 1) + size))
         if self.after:
             found.append(Fullest("the loss", 0, base + self._below(self.layers) + self.after.backward))
         of_block = self._block_gradients()
@@ -149,8 +151,8 @@ class Passes:
         weights = footprint.gradients if self.held.parallel.optimizer == 3 and self.pieces.explicit else 0
         found = [("the backward pass", outside + weights + self.alone[first].backward)]
         if weights:
-            scatter = (2 + _SCATTER_COPIES) * weights
-            found.append(("the gradients", outside + own + scatter))
+            scatter = _scatter_bytes(weights, self.held.samples, self.held.leads[0])
+            found.append(("the gradients", outside + own + 2 * weights + scatter))
         return found
 
     @property
@@ -174,7 +176,7 @@ def _in_flight(parallel: ParallelConfig, stage: int) -> int:
 
 def _explicit_static(held: Held) -> tuple[int, int]:
     """Returns the bytes of parameters and of moments between steps."""
-    whole = sum(sum(numbers) for numbers, _ in held.shared)
+    whole = sum(sum(buckets) for buckets, _ in held.shared)
     level = held.parallel.optimizer
     if level == 0:
         return 4 * whole, 4 * MOMENTS * whole
@@ -184,7 +186,7 @@ def _explicit_static(held: Held) -> tuple[int, int]:
 
 def _owned(held: Held) -> int:
     """How many numbers a worker owns, where they are shared out."""
-    return sum(padded(numbers, group) // group for numbers, group in held.shared) + held.owned_in_blocks
+    return sum(padded(buckets, group) // group for buckets, group in held.shared) + held.owned_in_blocks
 
 
 def _explicit(pieces: Pieces) -> Memory:
@@ -193,7 +195,7 @@ def _explicit(pieces: Pieces) -> Memory:
     parameters, moments = _explicit_static(held)
     during = parameters
     if parallel.optimizer == 3:  # what is of no block is whole during a step
-        during += 4 * sum(sum(numbers) for numbers, _ in held.shared)
+        during += 4 * sum(sum(buckets) for buckets, _ in held.shared)
     several = parallel.micro_batches > 1
     passes = [Passes(pieces, chunk) for chunk in range(len(held.pieces))]
     gradients = sum(p.gradients for p in passes)
@@ -207,30 +209,47 @@ def _explicit(pieces: Pieces) -> Memory:
     ]
     made = gradients + (kept if several and parallel.optimizer >= 2 else 0)
     if several:
-        largest = 4 * max(held.part.numbers.values())
+        largest = 4 * held.part.largest
         found.append(Memory("adding gradients up", during, moments, kept + gradients, largest, 0))
     found.append(Memory("summing gradients over workers", during, moments, made, 0, _sum_buffers(held)))
     return max(found, key=lambda memory: memory.total)
 
 
 def _in_time(pieces: Pieces, passes: list[Passes]) -> dict[tuple[int, int], int]:
-    """Goes through what a stage does; returns, for each chunk and the bytes of gradients from before, the most bytes of
-    messages that are there when a backward pass of it runs: inputs of other passes, what was sent, what came in."""
+    """Returns, for each chunk and the bytes of gradients from before, the most bytes of messages that are there when a
+    backward pass of the chunk runs."""
     held, parallel = pieces.held, pieces.parallel
-    inputs = sent = 0
-    done: set[int] = set()
+    gradients = [p.gradients for p in passes]
     found: dict[tuple[int, int], int] = {}
-    for work in order(parallel.schedule, parallel.pipeline, held.stage, parallel.micro_batches, parallel.chunks):
-        part = held.number(work.chunk)
-        has_input, has_next = part > 0, part < held.parts - 1
+    for (chunk, done), count in _waiting(
+        parallel.schedule, parallel.pipeline, held.stage, parallel.micro_batches, parallel.chunks
+    ).items():
+        key = chunk, sum(gradients[other] for other in done)
+        found[key] = max(found.get(key, 0), count * pieces.stream)
+    return found
+
+
+@functools.lru_cache(maxsize=2**14)
+def _waiting(schedule: str, stages: int, stage: int, micro_batches: int, chunks: int) -> dict:
+    """Goes through what a stage does, see schedule.order.
+
+    Returns:
+        (chunk, the chunks of which gradients are there) -> the most messages that are there when a backward pass of the
+        chunk runs: inputs of other passes, what was sent, what came in.
+    """
+    parts, inputs, sent = stages * chunks, 0, 0
+    done: frozenset[int] = frozenset()
+    found: dict[tuple[int, frozenset[int]], int] = {}
+    for work in order(schedule, stages, stage, micro_batches, chunks):
+        part = work.chunk * stages + stage
+        has_input, has_next = part > 0, part < parts - 1
         if work.kind == FORWARD:
             inputs, sent = inputs + has_input, sent + has_next
             continue
-        key = work.chunk, sum(passes[chunk].gradients for chunk in done)
-        waiting = inputs - has_input + min(sent, 4 * held.parts) + has_next  # as Pipeline._send lets them go
-        found[key] = max(found.get(key, 0), waiting * pieces.stream)
+        waiting = inputs - has_input + min(sent, 4 * parts) + has_next  # as Pipeline._send lets them go
+        found[work.chunk, done] = max(found.get((work.chunk, done), 0), waiting)
         inputs, sent = inputs - has_input, sent + has_input
-        done.add(work.chunk)
+        done = done | {work.chunk}
     return found
 
 
@@ -243,18 +262,30 @@ def _sum_buffers(held: Held) -> int:
     if held.tied_across:
         done += 4 * held.tied_across
         most = max(most, done)
-    for numbers, group in held.shared:
+    for (buckets, group), leads in zip(held.shared, held.leads):
         if group == 1 and not held.parallel.optimizer:
             continue
-        for bucket in buckets(numbers):
-            size = 4 * sum(bucket)
+        for size in (4 * bucket for bucket in buckets):
             if held.parallel.optimizer:
-                most = max(most, done + (_SCATTER_COPIES if group > 1 else 1) * size)
+                most = max(most, done + _scatter_bytes(size, group, leads))
                 done += size // group
             else:
                 most = max(most, done + 2 * size)
                 done += size
     return most
+
+
+def _scatter_bytes(size: int, group: int, leads: bool) -> int:
+    """What a reduce-scatter of ``size`` bytes takes beside them.
+
+    They are put in a row; of all shares but the first, which begins where the row does, a copy is sent; what the others
+    send comes; and sums of shares are made, the first of a copy where the share lies in the row still.
+    """
+    share = size // group
+    if group == 1:
+        return size
+    sums = 2 if leads or group > 2 else 1
+    return size + (2 * (group - 1) + sums) * share
 
 
 # Auto mode.

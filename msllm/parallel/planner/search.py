@@ -129,8 +129,7 @@ def _ways(job: Job, tensor: int, pipeline: int, sequence: int) -> list[dict]:
     norms = [{}] + ([{"split_norms": True}] if tensor > 1 else [])
     attention = [{}] + ([{"attention": "heads"}] if sequence > 1 else [])
     orders: list[dict] = [{}]
-    if pipeline > 1:
-        orders += [{"schedule": "gpipe"}]
+    if pipeline > 1:  # gpipe waits as long as 1f1b, and keeps more
         orders += [{"schedule": "interleaved", "chunks": c} for c in _CHUNKS if pipeline * c <= job.model.layers]
     return [{**a, **b, **c} for a, b, c in itertools.product(norms, attention, orders)]
 

@@ -226,14 +226,16 @@ class Part:
     Attributes:
         sizes: the Sizes, in the model's order.
         shapes: name -> what the worker has of it; ``numbers``: how many numbers that is.
+        total, largest: numbers of all of them, and of the largest.
     """
 
     def __init__(self, sizes: list[Size], tensor: int, index: int):
         self.sizes = sizes
         self.shapes = {p.name: p.local(tensor, index) for p in sizes}
         self.numbers = {name: math.prod(shape) for name, shape in self.shapes.items()}
-        self.total = sum(self.numbers.values())
+        self.total, self.largest = sum(self.numbers.values()), max(self.numbers.values())
         self.of = functools.cache(self._of)
+        self.buckets = functools.cache(self._buckets)
         self.kept_in_shares = functools.cache(self._kept_in_shares)
 
     def _of(self, *, block: int | None = None, in_blocks: bool | None = None, expert: bool | None = None) -> list[int]:
@@ -251,6 +253,17 @@ class Part:
             and (in_blocks is None or (p.place >= 0) == in_blocks)
             and (expert is None or (p.expert is not None) == expert)
         ]
+
+    def _buckets(self, **chosen) -> list[int]:
+        """Returns how many numbers are in each bucket of parameters (see ``of``), as comm.buckets_of fills them."""
+        found, size = [0], 0
+        for count in self.of(**chosen):
+            if found[-1] and size + 4 * count > BUCKET_BYTES:
+                found.append(0)
+                size = 0
+            found[-1] += count
+            size += 4 * count
+        return [bucket for bucket in found if bucket]
 
     def _kept_in_shares(self, shares: int) -> int:
         """Returns how many numbers stay on a card whose auto-parallel shares the first axis of each parameter.
@@ -273,12 +286,14 @@ class Held:
         stage, tensor_index: its places in the mesh.
         pieces: (start, stop) of its layers, one pair a chunk, of ``parts`` pieces of the model.
         part: the parameters that it works with.
-        samples, expert_samples: how many workers have other tokens and the same parameters, of experts or of the rest.
+        samples, expert_samples: how many workers have other tokens and the same parameters, of experts or of the rest;
+            ``leads``: whether this is the first of the rest's, and of experts'.
     """
 
     def __init__(self, model: ModelSizes, parallel: ParallelConfig, rank: int = 0, bounds=None):
         self.model, self.parallel = model, parallel
-        self.stage, data_index, _, self.tensor_index = coordinates(rank, parallel)
+        self.stage, data_index, sequence_index, self.tensor_index = coordinates(rank, parallel)
+        self.leads = (data_index + sequence_index == 0, data_index // parallel.expert + sequence_index == 0)
         self.parts = parallel.pipeline * parallel.chunks
         bounds = bounds or even_cut(model.layers, self.parts)
         self.pieces = bounds[self.stage :: parallel.pipeline]
@@ -317,12 +332,12 @@ class Held:
 
     @property
     def shared(self) -> list[tuple[list[int], int]]:
-        """Numbers of parameters and in how many shares they are: of the rest and of experts, without those that blocks
-        share out themselves (optimizer 3)."""
+        """Numbers in each bucket of parameters, and in how many shares they are: of the rest and of experts, without
+        those that blocks share out themselves (optimizer 3)."""
         in_blocks = False if self.parallel.optimizer == 3 else None
         return [
-            (self.part.of(in_blocks=in_blocks, expert=False), self.samples),
-            (self.part.of(in_blocks=in_blocks, expert=True), self.expert_samples),
+            (self.part.buckets(in_blocks=in_blocks, expert=False), self.samples),
+            (self.part.buckets(in_blocks=in_blocks, expert=True), self.expert_samples),
         ]
 
     @property
@@ -358,19 +373,6 @@ def even_cut(layers: int, parts: int) -> list[tuple[int, int]]:
     return cut([1.0] * layers, parts)
 
 
-def buckets(numbers: list[int]) -> list[list[int]]:
-    """Puts parameters together as comm.buckets_of does with their tensors."""
-    found: list[list[int]] = [[]]
-    size = 0
-    for count in numbers:
-        if found[-1] and size + 4 * count > BUCKET_BYTES:
-            found.append([])
-            size = 0
-        found[-1].append(count)
-        size += 4 * count
-    return [bucket for bucket in found if bucket]
-
-
-def padded(numbers: list[int], shares: int) -> int:
-    """Returns how many numbers parameters take where each bucket of them is cut into equal shares."""
-    return sum(-(-sum(bucket) // shares) * shares for bucket in buckets(numbers))
+def padded(buckets: list[int], shares: int) -> int:
+    """Returns how many numbers there are where each bucket is cut into equal shares."""
+    return sum(-(-bucket // shares) * shares for bucket in buckets)
