@@ -89,8 +89,7 @@ def _known(command: str) -> dict[str, Any]:
     """Returns the options of a command with their defaults; those of training among them."""
     function = _function(command)
     options = {name: option.default for name, option in inspect.signature(function).parameters.items()}
-    options |= {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
-    return options | ({"config_name": None} if command == "pretrain" else {})
+    return options | {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
 
 
 def _function(command: str) -> Callable:
