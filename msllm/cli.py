@@ -39,6 +39,7 @@ COMMANDS = {
     "analogy": "analogy:analogy",
     "merge": "convert:merge",
     "convert": "convert:convert",
+    "convert-yaml": "convert_yaml:convert_yaml",
     "demo": "demo:demo",
     "chapter": "chapter:chapter",
     "info": "info:info",

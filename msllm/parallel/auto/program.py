@@ -46,7 +46,8 @@ def set_context(config: ParallelConfig, rank: int, strategy_file: str | Path | N
         values["parallel_optimizer_config"] = level
     if config.search != "none":
         values["search_mode"] = config.search
-        # Else dynamic programming tries every strategy of every elementwise operator, and runs out of memory.
+    if config.search == "dynamic_programming":
+        # Else it tries every strategy of every elementwise operator, and runs out of memory.
         set_algo_parameters(elementwise_op_strategy_follow=True, fully_use_devices=True)
     if strategy_file is not None:
         values["strategy_ckpt_config"] = {"save_file": str(strategy_file), "only_trainable_params": False}
