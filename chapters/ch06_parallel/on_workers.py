@@ -92,6 +92,91 @@ def _held_bytes(workers, sizes: dict, batch: int, level: int) -> dict:
     return {"level": level, "numbers": count, "workers": workers.objects(row)}
 
 
+def servers(
+    workers, tokens: str, tokenizer: str, steps: int, rows: int, seed: int, folder: str, stalenesses: list, slow: float
+) -> dict:
+    """Trains a GPT-2 on letters with the last worker as a parameter server, or in one process; returns its losses.
+
+    Args:
+        rows: of a batch of each of two who train; of one process, twice as many.
+        stalenesses: bounds, each a training; 0 waits for all.
+        slow: seconds that the second of those who train loses in every step.
+    """
+    from msllm.parallel import Server
+    from msllm.parallel.server import part
+
+    if workers is None:
+        return {"modes": [letters_run(None, tokens, tokenizer, steps, 2 * rows, seed, Path(folder), 0.0)]}
+    modes = []
+    for bound in stalenesses:
+        before, start = workers.traffic.sent("world"), time.perf_counter()
+        mine = part(workers, ParallelConfig(servers=1, staleness=bound))
+        if isinstance(mine, Server):
+            mine.serve()
+            row = {"updates": mine.updates}
+        else:
+            output = Path(folder) / f"staleness-{bound}"
+            lost = slow if workers.rank == 1 else 0.0
+            row = letters_run(mine, tokens, tokenizer, steps, rows, seed, output, lost)
+            row["staleness"] = mine.staleness
+        sent, seconds = workers.traffic.sent("world") - before, time.perf_counter() - start
+        everyone = workers.objects({**row, "sent": sent, "seconds": seconds})
+        *trained, served = everyone
+        modes.append({**trained[0], "bound": bound, "updates": served["updates"]})
+        modes[-1]["staleness"] = [one["staleness"] for one in trained]
+        modes[-1]["sent"] = [one["sent"] for one in everyone]
+    return {"modes": modes}
+
+
+def letters_run(
+    workers, tokens: str, tokenizer: str, steps: int, rows: int, seed: int, folder: Path, lost: float
+) -> dict:
+    """Trains a small GPT-2; returns its losses and when they came, and the last validation loss."""
+    import mindspore as ms
+
+    from msllm.data.token_file import TRAIN, VALIDATION, RandomCrops, TokenFile, Windows
+    from msllm.files import read_json_lines
+    from msllm.models.gpt2 import GPT2Config, GPT2LMHeadModel
+    from msllm.tokenization import load_tokenizer
+    from msllm.training import Trainer, TrainingArguments
+    from msllm.training.blocks import BLOCKS
+
+    words, block = load_tokenizer(tokenizer), 64
+    ms.set_seed(seed)
+    sizes = {"vocab_size": len(words), "n_positions": block, "n_embd": 128, "n_layer": 4, "n_head": 4}
+    drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    model = GPT2LMHeadModel(GPT2Config.from_dict({**sizes, **drop}))
+
+    def loss(network, tensors):
+        time.sleep(lost)
+        return BLOCKS.loss(network, tensors)
+
+    arguments = TrainingArguments(
+        max_steps=steps,
+        per_device_train_batch_size=rows,
+        per_device_eval_batch_size=32,
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=steps // 20,
+        weight_decay=0.1,
+        save_steps=0,
+        seed=seed,
+    )
+    train, held_out = (TokenFile.open(f"{tokens}/{name}", words) for name in (TRAIN, VALIDATION))
+    crops = RandomCrops(train, block, steps * rows * (1 if workers is None else workers.data_world), seed)
+    windows = Windows(held_out, block)
+    objective = dataclasses.replace(BLOCKS, loss=loss)
+    Trainer(
+        model, arguments, crops, folder, [windows[i] for i in range(512)], objective=objective, workers=workers
+    ).train(overwrite=True)
+    log = read_json_lines(folder / "log.jsonl") if workers is None or workers.rank == 0 else []
+    return {
+        "losses": [entry["loss"] for entry in log if "loss" in entry],
+        "times": [entry["elapsed"] for entry in log if "loss" in entry],
+        "validation_loss": next((entry["eval_loss"] for entry in log if "eval_loss" in entry), None),
+    }
+
+
 class Watched(Strategy):
     """Notes the bytes of the gradients that are kept from one micro-batch to the next."""
 
@@ -141,16 +226,18 @@ def nbytes(tensors) -> int:
 
 def main(task: str, options: str, result: str) -> None:
     workers = start_workers()
-    if workers.rank == 0:
-        print(f"{task} on {workers.world} workers", flush=True)
+    first, world = (True, 1) if workers is None else (workers.rank == 0, workers.world)
+    if first:
+        print(f"{task} on {world} worker{'s' * (world > 1)}", flush=True)
     start = time.perf_counter()
     found = TASKS[task](workers, **json.loads(options))
-    if workers.rank == 0:
+    if first:
         write_json(result, {**found, "seconds": time.perf_counter() - start})
-    workers.barrier()
+    if workers is not None:
+        workers.barrier()
 
 
-TASKS = {"timeline": timeline, "slices": slices, "memory": memory}
+TASKS = {"timeline": timeline, "slices": slices, "memory": memory, "servers": servers}
 
 if __name__ == "__main__":
     try:

@@ -79,8 +79,12 @@ def read_weights(folder: str | Path, stem: str = WEIGHTS) -> dict[str, np.ndarra
     raise UserError(f"{folder} lacks {stem} (or {stem}.index.json); found: {list_folder(folder)}")
 
 
-def read_file(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of one safetensors file; see read_weights."""
+def read_file(path: str | Path, writable: bool = True) -> dict[str, np.ndarray]:
+    """Returns the tensors of one safetensors file; see read_weights.
+
+    Args:
+        writable: what may be written needs room in memory, should it be; the system counts it as if it were.
+    """
     path = Path(path)
     size = path.stat().st_size
     with path.open("rb") as f:
@@ -94,7 +98,8 @@ def read_file(path: str | Path) -> dict[str, np.ndarray]:
             raise UserError(f"{path} is not a safetensors file: its header is no JSON; copy it again") from None
     header.pop("__metadata__", None)
     # Mode "c": pages are read when touched and private once written, so training never changes the file.
-    data = np.memmap(path, np.uint8, mode="c", offset=8 + length) if size > 8 + length else np.empty(0, np.uint8)
+    mode = "c" if writable else "r"
+    data = np.memmap(path, np.uint8, mode=mode, offset=8 + length) if size > 8 + length else np.empty(0, np.uint8)
     return {name: _tensor(path, name, entry, data) for name, entry in header.items()}
 
 

@@ -1,9 +1,11 @@
 """What those who train and parameter servers send each other: tensors by send and receive, and who wants what by TCP.
 
-The backend cannot wait for whichever of several workers sends first, and waits half a minute at most: whoever is about
-to send tensors says so on a Line before, and there one can wait for several, as long as it takes.
+MindSpore's backend of CPU workers receives from a worker that is named beforehand, lets no other thread send meanwhile,
+and gives up after half a minute: whoever is about to send tensors says so on a Line before, and there one can wait for
+several, as long as it takes.
 """
 
+import json
 import os
 import secrets
 import socket
@@ -17,7 +19,7 @@ from msllm.parallel.comm import Group, buckets_of
 from msllm.parallel.zero import pieces
 
 # What is asked of a server.
-SUM, UPDATE, APPLY, PULL, STATE, LOAD, END = range(7)
+START, SUM, UPDATE, APPLY, MEET, STATE, LOAD, END = range(8)
 
 _MESSAGE = struct.Struct("!4d")
 _HELLO = struct.Struct("!16si")
@@ -51,6 +53,16 @@ class Line:
     def receive(self) -> tuple[float, ...]:
         """Returns the four numbers that the other worker sends; UserError where it has gone."""
         return _MESSAGE.unpack(_read(self.socket, _MESSAGE.size, self._gone()))
+
+    def send_json(self, value) -> None:
+        """Sends what JSON can hold."""
+        data = json.dumps(value).encode()
+        self.send(len(data))
+        self.socket.sendall(data)
+
+    def receive_json(self):
+        """Returns what send_json sent."""
+        return json.loads(_read(self.socket, int(self.receive()[0]), self._gone()))
 
     def _gone(self) -> UserError:
         return UserError(f"{self.other} has gone; see its log, then start again with --resume auto")

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from mindspore import Tensor
@@ -17,11 +17,12 @@ from msllm.parallel.messages import (
     APPLY,
     END,
     LOAD,
-    PULL,
+    MEET,
+    START,
     STATE,
     SUM,
     UPDATE,
-    call,
+    Line,
     deal,
     receive_tensors,
     send_tensors,
@@ -36,18 +37,17 @@ class Served(Alone):
     Args:
         workers: all workers.
         config: with ``data`` of those who train.
+        lines: to the servers, by their ranks.
 
     Attributes: those of Alone, and
         group: those who train.
-        servers: the ranks of the servers.
         synchronous: whether the servers wait for all gradients.
         staleness: of this process' gradients so far, in updates of the first server; empty where it is synchronous.
     """
 
-    def __init__(self, workers: Workers, config: ParallelConfig):
-        self.workers, self.config, self.synchronous = workers, config, config.staleness == 0
+    def __init__(self, workers: Workers, config: ParallelConfig, lines: Mapping[int, Line]):
+        self.workers, self.lines, self.synchronous = workers, lines, config.staleness == 0
         self.group = Group("trainers", range(config.data), workers.rank, workers.traffic).open(workers.world)
-        self.servers = range(config.data, workers.world)
         self.rank = self.data_rank = self.random_offset = workers.rank
         self.world = self.data_world = config.data
         self.any, self.agree, self.barrier = self.group.any, self.group.agree, self.group.barrier
@@ -107,14 +107,13 @@ class Served(Alone):
     def settle(self):
         """See Alone."""
         if not self.synchronous and self.optimizer is not None:
-            self.group.barrier()
-            self.optimizer.pull()
+            self.optimizer.meet()
 
     def close(self):
         """See Alone; the servers end when all who train have said so."""
-        if self.optimizer is not None:
-            with contextlib.suppress(UserError):  # of a server that has gone: there is an earlier error
-                self.optimizer.tell(END)
+        with contextlib.suppress(UserError):  # of a server that has gone: there is an earlier error
+            for line in self.lines.values():
+                line.send(END)
 
 
 class RemoteOptimizer(Optimizer):
@@ -130,10 +129,11 @@ class RemoteOptimizer(Optimizer):
         self.served, self.workers = served, served.workers
         served.optimizer = self
         about = {"kind": kind, "options": (betas, epsilon, weight_decay)}
-        about["parameters"] = [(p.name, tuple(p.shape)) for p in self.parameters]
-        addresses = self.workers.objects(about)
-        self._lines = {rank: call(addresses[rank], self.workers.rank, rank) for rank in served.servers}
-        self._dealt = dict(zip(served.servers, deal([p.size for p in self.parameters], len(served.servers))))
+        about["parameters"] = [(p.name, p.shape) for p in self.parameters]
+        for line in served.lines.values() if served.rank == 0 else ():
+            line.send(START)
+            line.send_json(about)
+        self._dealt = dict(zip(served.lines, deal([p.size for p in self.parameters], len(served.lines))))
         self._load(0)
 
     def zeros(self):
@@ -143,13 +143,13 @@ class RemoteOptimizer(Optimizer):
     def tell(self, command: int, *numbers: float, tensors: Sequence[Tensor] | None = None) -> None:
         """Sends all servers a command, and each its part of ``tensors``, one a parameter."""
         for server, dealt in self._dealt.items():
-            self._lines[server].send(command, *numbers)
+            self.served.lines[server].send(command, *numbers)
             if tensors is not None:
                 send_tensors(self.workers, server, [tensors[i] for i in dealt])
 
     def heard(self) -> list[tuple[float, ...]]:
         """Returns the numbers that each server replies."""
-        return [line.receive() for line in self._lines.values()]
+        return [line.receive() for line in self.served.lines.values()]
 
     def update(self, grads, learning_rate, grad_scale):
         """Has the servers take a step, with the gradients that they have summed or with this process' own."""
@@ -160,15 +160,15 @@ class RemoteOptimizer(Optimizer):
             self.tell(APPLY, learning_rate, grad_scale, self.served.interrupted, tensors=grads)
             self.served.applied(*self._take_parameters()[0][:2])
 
-    def pull(self) -> None:
-        """Takes the newest parameters."""
-        self.tell(PULL)
+    def meet(self) -> None:
+        """Waits until all are here, and takes the newest parameters."""
+        self.tell(MEET)
         self._take_parameters()
 
     def _take_parameters(self) -> list[tuple[float, ...]]:
         replies = []
         for server, dealt in self._dealt.items():
-            replies.append(self._lines[server].receive())
+            replies.append(self.served.lines[server].receive())
             mine = [self.parameters[i] for i in dealt]
             for parameter, value in zip(mine, receive_tensors(self.workers, server, mine), strict=True):
                 parameter.set_data(value.copy())
@@ -179,7 +179,7 @@ class RemoteOptimizer(Optimizer):
         state = {"step": np.array([0], np.int64)}
         self.tell(STATE)
         for server, dealt in self._dealt.items():
-            state["step"][0] = self._lines[server].receive()[0]
+            state["step"][0] = self.served.lines[server].receive()[0]
             mine = [self.parameters[i] for i in dealt]
             for kind in ("exp_avg", "exp_avg_sq"):
                 values = receive_tensors(self.workers, server, mine)

@@ -25,11 +25,14 @@ from msllm.parallel.messages import (
     APPLY,
     END,
     LOAD,
-    PULL,
+    MEET,
+    START,
     STATE,
     SUM,
     UPDATE,
+    Line,
     Listener,
+    call,
     deal,
     receive_tensors,
     send_tensors,
@@ -45,7 +48,12 @@ def part(workers: Workers | None, config: ParallelConfig) -> "Served | Server":
         UserError: too few workers.
     """
     config = config.for_workers(1 if workers is None else workers.world)
-    return (Served if workers.rank < config.data else Server)(workers, config)
+    listener = Listener() if workers.rank >= config.data else None
+    addresses = workers.objects(listener and listener.address)
+    if listener is not None:
+        return Server(workers, config, listener.accept(config.data))
+    servers = range(config.data, workers.world)
+    return Served(workers, config, {rank: call(addresses[rank], workers.rank, rank) for rank in servers})
 
 
 class Server:
@@ -54,13 +62,15 @@ class Server:
     Args:
         workers: all workers.
         config: with ``data`` of those who train, the first of the workers.
+        lines: to them.
 
     Attributes:
         updates: how many gradients were applied, or sums of them.
     """
 
-    def __init__(self, workers: Workers, config: ParallelConfig):
+    def __init__(self, workers: Workers, config: ParallelConfig, lines: list[Line]):
         self.workers, self.bound, self.trainers = workers, config.staleness, range(config.data)
+        self._lines = lines
         self.index, self.servers = workers.rank - config.data, config.servers
         self.updates, self._stop_at = 0, math.inf
         self._steps, self._seen, self._staleness = ([0] * config.data for _ in range(3))  # of each who trains
@@ -77,15 +87,6 @@ class Server:
         """
         for number in (signal.SIGINT, signal.SIGTERM):  # they are for those who train, and need a server to stop
             signal.signal(number, signal.SIG_IGN)
-        listener = Listener()
-        about = self.workers.objects(listener.address)[0]
-        shapes = about["parameters"]
-        mine = deal([math.prod(shape) for _, shape in shapes], self.servers)[self.index]
-        self.parameters = [Parameter(ops.zeros(shapes[i][1], ms.float32), name=shapes[i][0]) for i in mine]
-        self.optimizer = OPTIMIZERS[about["kind"]](self.parameters, *about["options"])
-        size = sum(p.size for p in self.parameters)
-        print(f"serving {size:,} parameters to {len(self.trainers)} workers", file=sys.stderr, flush=True)
-        self._lines = listener.accept(len(self.trainers))
         with selectors.DefaultSelector() as any_line:
             for trainer in self.trainers:
                 any_line.register(self._lines[trainer], selectors.EVENT_READ, trainer)
@@ -98,15 +99,17 @@ class Server:
 
     def _answer(self, trainer: int, command: int, first: float, second: float, third: float) -> None:
         """Does what one of those who train asks for; see RemoteOptimizer for the numbers."""
-        if command == SUM:
+        if command == START:
+            self._start(**self._lines[trainer].receive_json())
+        elif command == SUM:
             self._gradients[trainer] = receive_tensors(self.workers, trainer, self.parameters)
             self._when_all(trainer, self._sum)
         elif command == UPDATE:
             self._when_all(trainer, lambda: self._update(first, second))
         elif command == APPLY:
             self._apply(trainer, first, second, bool(third))
-        elif command == PULL:
-            self._hand_out(trainer)
+        elif command == MEET:
+            self._when_all(trainer, lambda: [self._hand_out(t) for t in self.trainers])
         elif command == STATE:
             self._lines[trainer].send(self.optimizer.step_count)
             for moments in (self.optimizer.exp_avg, self.optimizer.exp_avg_sq):
@@ -118,6 +121,16 @@ class Server:
         elif command == END:
             self._ended.add(trainer)
             self._let_go_on()
+
+    def _start(self, kind: str, options: list, parameters: list) -> None:
+        """Makes this server's share of the parameters, (name, shape) of each, and their optimiser."""
+        mine = deal([math.prod(shape) for _, shape in parameters], self.servers)[self.index]
+        self.parameters = [
+            Parameter(ops.zeros(tuple(shape), ms.float32), name=name) for name, shape in (parameters[i] for i in mine)
+        ]
+        self.optimizer = OPTIMIZERS[kind](self.parameters, *options)
+        size = sum(p.size for p in self.parameters)
+        print(f"serving {size:,} parameters to {len(self.trainers)} workers", file=sys.stderr, flush=True)
 
     def _when_all(self, trainer: int, action) -> None:
         self._asked.append(trainer)

@@ -52,7 +52,7 @@ def load(path: Path) -> tuple[TrainerState, dict[str, np.ndarray]]:
             f"{path} is no checkpoint of a run: it lacks {STATE} or {OPTIMIZER}; "
             f"give a checkpoint-<step> folder, or auto"
         )
-    return TrainerState(**read_json(path / STATE)), read_file(path / OPTIMIZER)
+    return TrainerState(**read_json(path / STATE)), read_file(path / OPTIMIZER, writable=False)
 
 
 def average(paths: list[Path]) -> dict[str, np.ndarray]:
