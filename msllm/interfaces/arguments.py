@@ -70,8 +70,9 @@ def read_options(
             f"args is a {type(given).__name__}, expected TrainingArguments, a mapping of their values or the path of a "
             f"YAML file"
         )
-    output = output_dir or values.pop("output_dir", _OUTPUT)
-    overwrite = bool(values.pop("overwrite_output_dir", False))
+    output, overwrite = values.pop("output_dir", _OUTPUT), values.pop("overwrite_output_dir", False)
+    if not isinstance(overwrite, bool):
+        raise UserError(f"args: overwrite_output_dir is {overwrite!r}, expected true or false; change it")
     known = [field.name for field in dataclasses.fields(TrainingArguments)]
     strange = next((name for name in values if name not in known), None)
     if strange is not None:
@@ -86,7 +87,7 @@ def read_options(
                 f"are those of args"
             )
         training = dataclasses.replace(training, optim=optimizers)
-    return Options(training, Path(output), overwrite)
+    return Options(training, Path(output_dir or output), overwrite)
 
 
 def _check_types(values: dict) -> None:

@@ -279,6 +279,7 @@ def test_options_come_from_yaml_and_mistakes_are_one_line(tokens, tmp_path):
     trainer = msllm.Trainer("text_generation", "gpt2", path)
     assert trainer.args == msllm.TrainingArguments(learning_rate=5e-4, max_steps=3, optim="lamb")
     assert str(trainer.output) == "somewhere" and trainer.model.n_layer == 12
+    assert str(msllm.Trainer("text_generation", "gpt2", path, output_dir="elsewhere").output) == "elsewhere"
     assert msllm.Trainer(model_name="gpt2", args={"optim": "lamb"}, optimizers="adamw").args.optim == "adamw"
 
     def refused(message, *arguments, **options):
@@ -299,6 +300,7 @@ def test_options_come_from_yaml_and_mistakes_are_one_line(tokens, tmp_path):
     refused("args: max_steps is 'many', expected a whole number", model="gpt2", args={"max_steps": "many"})
     refused("args: max_steps is 1.5, expected a whole number", model="gpt2", args={"max_steps": 1.5})
     refused("args: jit is 'yes', expected true or false", model="gpt2", args={"jit": "yes"})
+    refused("overwrite_output_dir is 'no', expected true", model="gpt2", args={"overwrite_output_dir": "no"})
     path.write_text("- a\n")
     refused("run.yaml holds a list, expected keys with values", model="gpt2", args=path)
     path.write_text("a: [\n")
