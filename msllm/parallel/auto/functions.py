@@ -112,7 +112,8 @@ class Attention(nn.Cell):
         self.query_key = cuts(ops.BatchMatMul(transpose_b=True), SCORES, SCORES, product=True)
         self.weigh = cuts(ops.BatchMatMul(), SCORES, SCORES, product=True)
         self.scale, self.hide = cuts(ops.Mul(), SCORES, ()), cuts(ops.Add(), SCORES, _WHOLE)
-        self.slope = cuts(ops.Mul(), (1, TENSOR, 1, 1), _WHOLE)
+        # Whole: without examples, MindSpore would deal heads out to other cards than those of the scores.
+        self.slope = cuts(ops.Mul(), _WHOLE, _WHOLE)
         self.add_slopes = cuts(ops.Add(), SCORES, (1, TENSOR, 1, 1))
         self.softmax, self.drop = cuts(ops.Softmax(-1), SCORES), cuts(ops.Dropout(1.0 - dropout), SCORES)
         self.cast, self.reshape = ops.Cast(), ops.Reshape()
