@@ -88,11 +88,17 @@ class Program:
         """Returns the cell of one optimiser step; arguments as for train.AdamW."""
         self.model.set_train(True)
         weights = ParameterTuple(self.model.trainable_params())
-        optimizer = AdamW(weights, betas, epsilon, weight_decay, max_grad_norm)
+        optimizer = AdamW(weights, betas, epsilon, weight_decay, max_grad_norm, self._uncounted())
         # Auto-parallel adds up gradients of micro-batches in parameters of its own; one card differentiates the sum.
         step = TrainStep(self.loss, optimizer, self.config.micro_batches > 1 and self.config.world > 1)
         step.set_train(True)
         return step
+
+    def _uncounted(self) -> tuple[str, ...]:
+        """The tied embedding on the last stage: its gradient goes to the first one, which adds its own."""
+        stage_cards = self.config.world // self.config.pipeline
+        first = ms.get_auto_parallel_context("global_rank") < stage_cards
+        return () if first or not self.model.tied else (self.model.embedding.weight.name,)
 
 
 def build(model, config: ParallelConfig, training: TrainingArguments, cuts: Cuts) -> tuple[Program, TrainStep]:

@@ -34,11 +34,21 @@ class AdamW(nn.Cell):
         parameters: those that are trained.
         betas, epsilon, weight_decay: as in training.optimizer; biases and norms are not decayed.
         max_grad_norm: 0 turns clipping off.
+        uncounted: names of parameters whose gradients the norm leaves out: another card counts them.
     """
 
-    def __init__(self, parameters: ParameterTuple, betas, epsilon: float, weight_decay: float, max_grad_norm: float):
+    def __init__(
+        self,
+        parameters: ParameterTuple,
+        betas,
+        epsilon: float,
+        weight_decay: float,
+        max_grad_norm: float,
+        uncounted: tuple[str, ...] = (),
+    ):
         super().__init__(auto_prefix=False)
         self.parameters = parameters
+        self.counted = tuple(p.name not in uncounted for p in parameters)
         self.exp_avg = parameters.clone(prefix="exp_avg", init="zeros")
         self.exp_avg_sq = parameters.clone(prefix="exp_avg_sq", init="zeros")
         self.beta1, self.beta2 = betas
@@ -79,8 +89,9 @@ class AdamW(nn.Cell):
     def norm(self, gradients):
         """The root of the sum of all squares, (1,)."""
         squares = ()
-        for gradient in gradients:
-            squares += (self.mark(self.sum(self.square(gradient), ()), 0),)
+        for i in range(len(gradients)):
+            if self.counted[i]:
+                squares += (self.mark(self.sum(self.square(gradients[i]), ()), 0),)
         return self.root(self.add(squares))
 
 
