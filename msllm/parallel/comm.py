@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor, mint, ops
 
 from msllm import signals
 from msllm.errors import UserError
@@ -119,7 +119,7 @@ class Group:
             return tensor
         self._count("all-gather", tensor, self.size - 1)
         self._compare("all-gather", tensor.shape)
-        parts = [ops.zeros(tensor.shape, tensor.dtype) for _ in self.ranks]
+        parts = [_buffer(tensor.shape, tensor.dtype) for _ in self.ranks]
         self._run(
             "all-gather",
             tensor.shape,
@@ -174,7 +174,7 @@ class Group:
 
     def _swap(self, tensor: Tensor, to: int, shape: tuple[int, ...], source: int) -> Tensor:
         dist, handles = _distributed(), []
-        out, tensor = ops.zeros(shape, tensor.dtype), _dense(tensor)  # which lives until it has left
+        out, tensor = _buffer(shape, tensor.dtype), _dense(tensor)  # which lives until it has left
         if tensor.size:
             handles.append(dist.isend(tensor, self.ranks[to]))
         if out.size:
@@ -212,7 +212,7 @@ class Group:
         """Returns what member ``source`` sends."""
 
         def run():
-            out = ops.zeros(shape, dtype)
+            out = _buffer(shape, dtype)
             _distributed().recv(out, self.ranks[source])
             return out
 
@@ -274,7 +274,7 @@ class Group:
         self._to_check -= 1
         mine = np.zeros(8, np.int32)
         mine[: 2 + len(shape)] = (_NAMES.index(operation), len(shape), *shape)
-        parts = [ops.zeros((8,), ms.int32) for _ in self.ranks]
+        parts = [_buffer((8,), ms.int32) for _ in self.ranks]
         self._run(operation, shape, lambda: _distributed().all_gather(parts, Tensor(mine), group=self._handle))
         for rank, part in zip(self.ranks, parts):
             theirs = part.asnumpy()
@@ -372,6 +372,11 @@ def _module():
     import mindspore.mint.distributed  # noqa: F401
 
     return sys.modules["mindspore.mint.distributed.distributed"]
+
+
+def _buffer(shape: Sequence[int], dtype) -> Tensor:
+    """Room for what comes; a call of ops.zeros leaves a kilobyte behind for good."""
+    return mint.empty(tuple(shape), dtype=dtype)
 
 
 def _dense(tensor: Tensor) -> Tensor:

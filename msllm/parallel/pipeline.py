@@ -219,8 +219,8 @@ class Pipeline:
                 return (terms if terms.ndim == 0 else ops.ReduceSum()(terms)), terms
             total = ops.ReduceSum()(self.stage.run(chunk, x, tensors) * dout)
             if self.objective.layer_terms is None:
-                return total, ops.zeros((1,), ms.float32)
-            none = ops.zeros((1,), ms.float32)
+                return total, Tensor(np.zeros(1, np.float32))  # ops.zeros leaves a kilobyte behind for good
+            none = Tensor(np.zeros(1, np.float32))
             terms = ops.concat([none, self.objective.layer_terms(_Layers(self.stage, chunk))]) * scale
             return total + ops.ReduceSum()(terms), terms
 
