@@ -220,9 +220,8 @@ def test_operations_are_six_a_parameter_and_token():
     from msllm.parallel.planner.cost import model_operations
 
     model = ModelSizes(config_of("llama2-7b"))
-    held = Held(model, ParallelConfig(data=1))
     embedding = model.vocab_size * model.width
-    found = model_operations(held, 1000, 4096)
+    found = model_operations(model, 1000, 4096)
     attention = 1000 * 3 * 32 * 2 * 4096 * 4096
     norms = 65 * 4096
     assert found == pytest.approx(6 * (model.numbers - embedding - norms) * 1000 + attention, rel=1e-9)

@@ -7,11 +7,12 @@ pipeline's bubble comes on top. Nobody has compared these seconds with cards.
 """
 
 import dataclasses
+import functools
 
 from msllm.parallel.formulas import bytes_per_step, passes
 from msllm.parallel.planner.blocks import Pieces
 from msllm.parallel.planner.hardware import Hardware
-from msllm.parallel.planner.sizes import Held
+from msllm.parallel.planner.sizes import Held, ModelSizes
 from msllm.parallel.schedule import bubble
 
 _UPDATE = 7 * 4  # bytes that AdamW moves for a number: parameter and moments in and out, the gradient in
@@ -68,9 +69,9 @@ def stage_time(held: Held, pieces: Pieces, hardware: Hardware, batch: int, lengt
     return Time(products, memory, messages, update, busy * share / (1 - share), sent)
 
 
-def model_operations(held: Held, tokens: int, length: int) -> float:
+@functools.lru_cache(maxsize=64)
+def model_operations(model: ModelSizes, tokens: int, length: int) -> float:
     """Returns the operations of a step that the model itself needs, nothing computed twice, over all workers."""
-    model = held.model
     weights = sum(p.numbers for p in model.parameters if p.place >= 0 and p.expert is None and len(p.shape) > 1)
     experts = sum(p.numbers for p in model.parameters if p.expert is not None)
     weights += experts * model.top_k / model.experts if model.experts else 0

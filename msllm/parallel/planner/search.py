@@ -155,15 +155,11 @@ def evaluate(job: Job, parallel: ParallelConfig) -> Candidate:
         reason = str(e).partition(";")[0]
         return Candidate(parallel, reason=reason, kind=re.sub(r"\d+", "N", reason))
     rows = job.batch // parallel.data // parallel.micro_batches
-    stages = [
-        _stage(job, parallel, rows, stage)
-        for stage in sorted({0, min(1, parallel.pipeline - 1), parallel.pipeline - 1})
-    ]
-    stage, (held, pieces) = max(
-        ((held.stage, (held, pieces)) for held, pieces in stages),
-        key=lambda found: worker_memory(found[1][1]).total,
+    last = parallel.pipeline - 1  # stages between the second and the last one are as the second
+    stages = [_stage(job, parallel, rows, stage) for stage in sorted({0, min(1, last), last})]
+    memory, stage = max(
+        ((worker_memory(pieces), held.stage) for held, pieces in stages), key=lambda found: found[0].total
     )
-    memory = worker_memory(pieces)
     if memory.total > job.hardware.memory:
         term, over = too_much(memory, job.hardware.memory)
         reason = f"{term} do not fit: {_gib(memory.total)} on a card, {_gib(over)} too much"
@@ -171,7 +167,7 @@ def evaluate(job: Job, parallel: ParallelConfig) -> Candidate:
     times = [stage_time(held, pieces, job.hardware, job.batch, job.length) for held, pieces in stages]
     time = max(times, key=lambda t: t.total)
     tokens = job.batch * job.length
-    share = model_operations(held, tokens, job.length) / (time.total * job.cards * job.hardware.peak)
+    share = model_operations(job.model, tokens, job.length) / (time.total * job.cards * job.hardware.peak)
     return Candidate(parallel, rows, memory, stage, time, speed=tokens / time.total, share=share)
 
 
