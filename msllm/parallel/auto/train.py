@@ -55,44 +55,55 @@ class AdamW(nn.Cell):
         self.epsilon, self.max_grad_norm = epsilon, max_grad_norm
         self.decay = tuple(weight_decay if len(p.shape) >= DECAYED_DIMENSIONS else 0.0 for p in parameters)
         self.step = Parameter(Tensor(0.0, ms.float32), name="optimizer_step")
-        self.square, self.sum, self.root, self.add = ops.Square(), ops.ReduceSum(), ops.Sqrt(), ops.AddN()
-        # By this attribute auto-parallel knows a sum of squares: it divides it by the cards that have the same numbers
-        # and sums it over those that have others.
-        self.mark = ops.ExpandDims().add_prim_attr("grad_scale", True)
+        self.map, self.root, self.add = ops.HyperMap(), ops.Sqrt(), ops.AddN()
 
     def construct(self, gradients, learning_rate):
         """gradients: a tuple as ``parameters``; learning_rate: float32 scalar. Returns the norm of all gradients."""
-        norm = self.norm(gradients)
+        norm = self.root(self.add(self.map(_sum_of_squares, self.of_norm(gradients))))  # (1,)
         clip = ops.ones_like(norm)
         if self.max_grad_norm > 0:
             clip = ops.minimum(clip, self.max_grad_norm / (norm + 1e-6))
         step = self.step + 1.0
         correction1, correction2 = 1.0 - self.beta1**step, 1.0 - self.beta2**step
-        done = ops.assign(self.step, step)
-        for i in range(len(self.parameters)):
-            gradient = gradients[i] * clip
-            mean = self.exp_avg[i] * self.beta1 + gradient * (1.0 - self.beta1)
-            square = self.exp_avg_sq[i] * self.beta2 + gradient * gradient * (1.0 - self.beta2)
-            direction = (mean / correction1) / (self.root(square / correction2) + self.epsilon)
-            kept = self.parameters[i] * (1.0 - learning_rate * self.decay[i])
-            new = kept - learning_rate * direction
-            done = ops.depend(
-                done,
-                (
-                    ops.assign(self.exp_avg[i], mean),
-                    ops.assign(self.exp_avg_sq[i], square),
-                    ops.assign(self.parameters[i], new),
-                ),
-            )
-        return ops.depend(norm, done)
+        stepped = ops.assign(self.step, step)
+        update = ops.partial(
+            _adamw, self.beta1, self.beta2, self.epsilon, clip, learning_rate, correction1, correction2
+        )
+        done = self.map(update, self.decay, self.parameters, self.exp_avg, self.exp_avg_sq, gradients)
+        return ops.depend(norm, (stepped, done))
 
-    def norm(self, gradients):
-        """The root of the sum of all squares, (1,)."""
-        squares = ()
+    def of_norm(self, gradients):
+        """Those that the norm counts."""
+        if all(self.counted):
+            return gradients
+        found = ()
         for i in range(len(gradients)):
             if self.counted[i]:
-                squares += (self.mark(self.sum(self.square(gradients[i]), ()), 0),)
-        return self.root(self.add(squares))
+                found += (gradients[i],)
+        return found
+
+
+# By this attribute auto-parallel knows a sum of squares: it divides it by the cards that have the same numbers and sums
+# it over those that have others.
+_mark = ops.ExpandDims().add_prim_attr("grad_scale", True)
+_square, _sum = ops.Square(), ops.ReduceSum()
+_sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
+_adamw = ops.MultitypeFuncGraph("adamw")
+
+
+@_sum_of_squares.register("Tensor")
+def _sum_of_squares_of(gradient):
+    return _mark(_sum(_square(gradient), ()), 0)
+
+
+@_adamw.register(*("Number",) * 3, *("Tensor",) * 4, "Number", *("Tensor",) * 4)
+def _adamw_of(beta1, beta2, epsilon, clip, rate, correction1, correction2, decay, parameter, mean, square, gradient):
+    gradient = gradient * clip
+    mean_now = mean * beta1 + gradient * (1.0 - beta1)
+    square_now = square * beta2 + gradient * gradient * (1.0 - beta2)
+    direction = (mean_now / correction1) / (ops.sqrt(square_now / correction2) + epsilon)
+    new = parameter * (1.0 - rate * decay) - rate * direction
+    return ops.assign(mean, mean_now), ops.assign(square, square_now), ops.assign(parameter, new)
 
 
 class TrainStep(nn.Cell):
