@@ -43,6 +43,11 @@ class OffloadConfig:
             raise UserError(
                 f"offload.optimizer is {self.optimizer}, and parallel servers have the states; leave out one of them"
             )
+        if parallel.mode == "auto" and dataclasses.replace(self, folder=None) != OffloadConfig():
+            raise UserError(
+                "offload is given and parallel.mode auto, whose graph has the states; leave offload out, or use "
+                "--parallel.mode explicit"
+            )
         if self.embedding == "host" and self.optimizer != "host":
             raise UserError(
                 f"offload.embedding is host and offload.optimizer {self.optimizer}: the table would go to the device "
