@@ -18,7 +18,7 @@ _OF_GROUP = {
 }
 _OF_SAMPLES = (
     "sum gradients less often: larger --per_device_train_batch_size or --gradient_accumulation_steps; "
-    "--parallel.optimizer 3 sends half as much again as 0 to 2"
+    "--parallel.optimizer 0 and 1 send least"
 )
 
 
@@ -189,7 +189,8 @@ def _besides(summary: dict) -> Iterator[dict]:
 
 
 def _compute_bound(summary: dict) -> dict:
-    parts, top = summary["workers"][0]["parts"], summary["operators"][0]
+    parts = summary["workers"][0]["parts"]
+    top = next(row for row in summary["operators"] if not row["source"].startswith("group "))
     share = parts["compute"] / parts["wall"]
     return _finding(
         "compute-bound",

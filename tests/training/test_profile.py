@@ -243,7 +243,7 @@ def train(tiny_model, folder, data=None, resume=None, **more):
 def test_a_profiled_run_has_the_losses_of_another_and_leaves_its_files(tiny_model, tmp_path, capsys):
     losses = train(tiny_model, tmp_path / "plain")
     out = tmp_path / "输出 a+b"  # MindSpore's profiler takes no such path
-    assert train(tiny_model, out, profile=True) == losses
+    assert train(tiny_model, out, profile=True, eval_steps=1, save_total_limit=9) == losses
     folder = out / "profile"
     assert {*FILES, "mindspore"} == {path.name for path in folder.iterdir()}
     summary = read_json(folder / "summary.json")
@@ -252,7 +252,7 @@ def test_a_profiled_run_has_the_losses_of_another_and_leaves_its_files(tiny_mode
     for step in worker["steps"]:
         assert sum(step[part] for part in PARTS) == pytest.approx(step["wall"], rel=1e-9)
         assert step["compute"] > 0 and step["data"] > 0 and step["between_operators"] > 0
-    assert worker["steps"][2]["other"] > 10 * worker["steps"][1]["other"]  # the checkpoint after step 6
+        assert step["other"] > 0.1 * step["wall"]  # an evaluation, and a checkpoint where it is the best
     assert sum(summary["phases"].values()) == pytest.approx(worker["parts"]["wall"])
     # Nothing runs beside something else: the table's times are those of the part.
     assert sum(row["ms"] for row in summary["operators"]) == pytest.approx(worker["parts"]["compute"], rel=0.02)
@@ -266,6 +266,7 @@ def test_a_profiled_run_has_the_losses_of_another_and_leaves_its_files(tiny_mode
     assert (folder / "step.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().err
     assert "profile of steps 4 to 6: " in printed and all(f"- {one['text']}" in printed for one in summary["advice"])
+    assert "evaluation and checkpoints" in {one["rule"] for one in summary["advice"]}
     again = tmp_path / "again"  # after a kill at step 4 it goes on from 3, and finds its three warm-up steps again
     with pytest.raises(UserError, match=r"the run has 4 steps left; give at most --profile_steps 1$"):
         train(tiny_model, out, resume=str(out / "checkpoint-3"), profile=True)
@@ -292,7 +293,6 @@ def test_advice_of_real_runs(tiny_model, tmp_path):
     assert next(iter(advice)) == "data-bound" and "padding" in advice
     advice = found("grouped", group_by_length=True, save_steps=0, optim="lamb")
     assert {"small batch", "optimizer-bound"} <= set(advice) and "padding" not in advice
-    assert "evaluation and checkpoints" in found("evaluating", eval_steps=1, save_steps=1, max_steps=4, profile_steps=1)
     before = kernels.active()
     kernels.use("stock")
     try:
