@@ -31,32 +31,18 @@ SEARCHES = ("none", "sharding_propagation", "recursive_programming", "dynamic_pr
 
 @run("6.6 MindSpore's auto-parallel for 8, 64 and 1,024 cards that are not here, all layers (about half an hour)")
 def compile(job: Run) -> None:
-    import time
-
-    from msllm.models.presets import config_of
-    from msllm.parallel.auto.picture import sharding
-
-    rows, found = [], {}
-    for name, layouts in list(LAYOUTS.items())[: 1 if job.quick else None]:
-        config = config_of(name)
-        if job.quick:
-            config, layouts = dataclasses.replace(config, n_layer=2), {8: layouts[8]}
-        for cards, values in layouts.items():
-            start = time.perf_counter()
-            work, checks = compiled(job, f"{name}-{cards}", config, cards, values)
-            seconds, peak = time.perf_counter() - start, max(c.peak_bytes for c in checks)
-            rows.append(row(name, cards, work, checks, seconds))
-            job.say("  ".join(rows[-1]))
-            found[f"{name}-{cards}"] = {
-                "layout": str(work.parallel),
-                "seconds": seconds,
-                "peak_bytes": peak,
-                "stages": [figures(work, check) for check in checks],
-            }
-            if name == "llama2-7b" and cards == 64:
-                job.savefig("sharding.png", sharding(checks, f"{name}, {cards} cards: {work.parallel}"))
     from msllm.commands.parallel import columns
+    from msllm.files import read_json, write_json
 
+    kept = job.output / "compiled.json"  # half an hour's work goes on where it was interrupted
+    found = read_json(kept) if kept.is_file() else {}
+    for name, layouts in list(LAYOUTS.items())[: 1 if job.quick else None]:
+        for cards, values in layouts.items() if not job.quick else [(8, layouts[8])]:
+            key = f"{name}-{cards}"
+            if key not in found:
+                found[key] = one_compiled(job, name, cards, values)
+                write_json(kept, found)
+            job.say("  ".join(found[key]["row"]))
     heads = (
         "model",
         "cards",
@@ -69,8 +55,29 @@ def compile(job: Run) -> None:
         "sent GiB",
         "uncut",
     )
-    job.write_text("compile.txt", columns(heads, rows, 3) + "\n")
+    job.write_text("compile.txt", columns(heads, [one["row"] for one in found.values()], 3) + "\n")
     job.write_json("compile.json", found)
+
+
+def one_compiled(job: Run, name: str, cards: int, values: dict) -> dict:
+    """Compiles one layout of one model."""
+    import time
+
+    from msllm.models.presets import config_of
+    from msllm.parallel.auto.picture import sharding
+
+    config, start = config_of(name), time.perf_counter()
+    config = dataclasses.replace(config, n_layer=2) if job.quick else config
+    work, checks = compiled(job, f"{name}-{cards}", config, cards, values)
+    seconds = time.perf_counter() - start
+    if (name, cards) == ("llama2-7b", 64):
+        job.savefig("sharding.png", sharding(checks, f"{name}, {cards} cards: {work.parallel}"))
+    return {
+        "row": row(name, cards, work, checks, seconds),
+        "seconds": seconds,
+        "peak_bytes": max(check.peak_bytes for check in checks),
+        "stages": [figures(work, check) for check in checks],
+    }
 
 
 @run("6.6 the three searches beside a layout by hand: what a card holds and sends (about 5 minutes)")
