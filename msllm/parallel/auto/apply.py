@@ -110,6 +110,8 @@ def _stage(model, plan: Plan, stages: int, cuts: Cuts) -> None:
     if model.tied:
         model.embedding.out.pipeline_stage = stages - 1
         model.embedding.weight.add_pipeline_stage(stages - 1)
+        # MindSpore fails to sum up the gradients of both stages where each card updates a share.
+        model.embedding.weight.parallel_optimizer = False
     else:
         model.lm_head.pipeline_stage = stages - 1
 
