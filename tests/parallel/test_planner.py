@@ -157,6 +157,25 @@ def test_auto_parallel_shares_what_cards_divide():
     assert sum(stages) == whole
 
 
+@pytest.mark.parametrize(
+    ("layout", "sizes"),
+    [
+        ({"tensor": 2, "optimizer": 1}, [1_862_784]),
+        ({"tensor": 4, "optimizer": 1}, [1_862_784]),
+        ({"pipeline": 2, "micro_batches": 2, "optimizer": 1}, [1_862_656, 1_862_912]),
+        ({"tensor": 2}, [7_455_744]),
+    ],
+)
+def test_weights_of_auto_parallel_are_those_that_mindspore_left_on_a_card(layout, sizes):
+    """The bytes are those that msllm parallel compile read from MindSpore's graphs for 8 cards."""
+    values = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = model_class({"model_type": "llama", "architectures": None}).config_class.from_dict(
+        {"model_type": "llama", "vocab_size": 1000, **values}
+    )
+    parallel = ParallelConfig(mode="auto", **layout).for_workers(8)
+    assert [memory.parameter_bytes(config, parallel, s) for s in range(parallel.pipeline)] == sizes
+
+
 def test_more_in_flight_needs_more_memory_and_levels_need_less():
     def total(**layout):
         return memory.worker_memory(pieces_of("llama", workers=12, mode="auto", **layout)).total

@@ -298,7 +298,7 @@ def _auto_static(held: Held) -> tuple[int, int]:
 
 
 def _auto_own(held: Held) -> int:
-    return held.part.kept_in_shares(held.parallel.data if held.parallel.optimizer else 1)
+    return held.part.kept_in_shares(held.parallel.data) if held.parallel.optimizer else held.part.total
 
 
 def _auto(pieces: Pieces) -> Memory:

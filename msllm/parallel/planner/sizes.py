@@ -230,7 +230,7 @@ class Part:
     """
 
     def __init__(self, sizes: list[Size], tensor: int, index: int):
-        self.sizes = sizes
+        self.sizes, self.tensor = sizes, tensor
         self.shapes = {p.name: p.local(tensor, index) for p in sizes}
         self.numbers = {name: math.prod(shape) for name, shape in self.shapes.items()}
         self.total, self.largest = sum(self.numbers.values()), max(self.numbers.values())
@@ -265,12 +265,16 @@ class Part:
             size += 4 * count
         return [bucket for bucket in found if bucket]
 
-    def _kept_in_shares(self, shares: int) -> int:
-        """Returns how many numbers stay on a card whose auto-parallel shares the first axis of each parameter.
-
-        A parameter whose first axis the cards do not divide stays whole.
+    def _kept_in_shares(self, data: int) -> int:
+        """Returns how many numbers stay on a card whose auto-parallel shares the first axis of each parameter among all
+        cards that have the same: those of the data-parallel workers, and where it is not cut, of the tensor-parallel
+        ones too. A parameter whose first axis they do not divide stays whole.
         """
-        return sum(math.prod(s) // (shares if s[0] % shares == 0 else 1) for s in self.shapes.values())
+        total = 0
+        for size in self.sizes:
+            shape, cards = self.shapes[size.name], data * (self.tensor if size.axis is None else 1)
+            total += math.prod(shape) // (cards if shape[0] % cards == 0 else 1)
+        return total
 
 
 class Held:
