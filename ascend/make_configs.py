@@ -5,8 +5,8 @@ python ascend/make_configs.py --model llama2-7b --cards 8
 
 A model that does not fit on so many cards gets no file: the planner's line says what is too much. Each file is what
 ``msllm parallel plan`` wrote, with the options of the optimiser below it. The compile check looks at two and three
-layers of the first and the last stage and works the others out, with as many micro-batches as stages, or two: further ones
-are rounds of the same messages. configs/checked.txt says what it found.
+layers of the first and the last stage and works the others out, with as many micro-batches as stages, or two: more are
+more rounds of the same messages. configs/checked.txt says what it found.
 """
 
 import argparse
