@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <functional>
 #include <stdexcept>
+#include <thread>
 
 #include "parallel.hpp"
 
@@ -15,7 +16,12 @@ namespace {
 // stands before or after get_flags(): both take nothing, and 0 means "parallel_for has finished when it returns".
 class OneDnnPool {
  public:
-  virtual int get_num_threads() const { return thread_count(); }
+  // Always the processors of this machine: on AVX2, oneDNN's pieces, and with them the last bits of the results, depend
+  // on the number that it is told. The pieces are dealt out to as many threads as there are.
+  virtual int get_num_threads() const {
+    static const int processors = std::max(1u, std::thread::hardware_concurrency());
+    return processors;
+  }
   virtual bool get_in_parallel() const { return inside_chunk(); }
   virtual void parallel_for(int n, const std::function<void(int, int)>& body) {
     parallel_chunks(n, [&](int64_t i) { body(static_cast<int>(i), n); });
