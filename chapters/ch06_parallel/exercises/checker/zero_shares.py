@@ -115,10 +115,10 @@ def merge_cases():
 
 
 def merge(shares, shapes):
-    from msllm.parallel.zero import _pieces
+    from msllm.parallel.zero import pieces
 
     row = np.concatenate(shares)
-    return np.concatenate([np.asarray(piece).reshape(-1) for piece in _pieces(row, shapes)])
+    return np.concatenate([np.asarray(piece).reshape(-1) for piece in pieces(row, shapes)])
 
 
 def _merge(shares, shapes, order="C", skip=0):
