@@ -63,7 +63,7 @@ class Cluster:
             (self.bin / name).chmod(0o755)
 
     def env(self, **more):
-        unwanted = ("PYTHON", "ASCEND_", "MS_", "RANK_", "MSLLM_")
+        unwanted = ("PYTHON", "ASCEND_", "MS_", "RANK_", "MSLLM_", "GLOG_", "HCCL_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
         return kept | {"PYTHON": str(self.bin / "python"), "NOTES": str(self.notes)} | more
 
