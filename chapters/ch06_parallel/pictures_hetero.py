@@ -9,26 +9,28 @@ LOOK = {"dpi": 110, "layout": "constrained"}
 
 
 def offload(rows: Sequence[dict], states: float, limit: float) -> Figure:
-    """Private memory in use at its peak and time of a step, by where states are, without a limit; who fits below it."""
-    figure = Figure(figsize=(10, 3.4), **LOOK)
-    left, right = figure.subplots(1, 2, sharey=True)
+    """Private memory at its peak, by where states are, and who trains under the limit; time of a step."""
+    figure = Figure(figsize=(11, 3.6), **LOOK)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1))
     free = [row for row in rows if row["limit_mib"] is None]
     names = [row["states"].replace(" and ", "\nand ") for row in free]
     limited = {row["states"]: row for row in rows if row["limit_mib"] is not None}
-    bars = left.barh(names, [row["peaks_mib"]["private"] for row in free], color="tab:blue", height=0.5)
+    asked, used = ([row["peaks_mib"][kind] for row in free] for kind in ("asked for", "private"))
+    bars = left.barh(names, asked, color="tab:blue", alpha=0.3, height=0.5, label="asked for, at most")
     ends = ["fails" if limited[row["states"]]["exit"] else "trains" for row in free]
-    words = [f"{row['peaks_mib']['private']:,}; {end} under the limit" for row, end in zip(free, ends)]
-    left.bar_label(bars, words, padding=3, fontsize=8)
-    left.set_xlim(0, 1.9 * max(row["peaks_mib"]["private"] for row in free))
+    left.bar_label(bars, [f"{end} under the limit" for end in ends], padding=4, fontsize=9)
+    bars = left.barh(names, used, color="tab:blue", height=0.3, label="in use, at most")
+    left.bar_label(bars, [f"{size:,}" for size in used], label_type="center", fontsize=8, color="white")
+    left.set_xlim(0, 1.45 * max(asked))
     left.axvline(states, color="tab:orange", label=f"states: {states:,.0f}")
     left.axvline(limit, color="black", linestyle="--", label=f"limit of what is asked for: {limit:,}")
-    left.set_xlabel("MiB of private memory in use, at most")
-    left.legend(fontsize=8, loc="upper right")
+    left.set_xlabel("MiB of private memory")
     left.invert_yaxis()
     bars = right.barh(names, [row["seconds"] for row in free], color="tab:green", height=0.5)
-    right.bar_label(bars, [f"{row['seconds']:.2f}" for row in free], padding=3, fontsize=8)
+    right.bar_label(bars, [f"{row['seconds']:.1f}" for row in free], padding=3, fontsize=8)
     right.set_xlabel("seconds a step, without a limit")
     right.margins(x=0.15)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     return figure
 
 
