@@ -44,7 +44,7 @@ save_steps: 500
 """
 
 
-def make(model: str, cards: int, folder: Path) -> tuple[str, ...]:
+def make(model: str, cards: int, folder: Path, checks: bool) -> tuple[str, ...]:
     """Plans, writes and checks one file; returns its line of the table."""
     length, rate = MODELS[model]
     name, plan, check = f"{model}_{cards}p.yaml", folder / "plan", folder / "check"
@@ -58,6 +58,8 @@ def make(model: str, cards: int, folder: Path) -> tuple[str, ...]:
     )
     (CONFIGS / name).write_text(text + OPTIMIZER.format(rate=rate))
     layout = json.loads((plan / "plan.json").read_text())["layouts"][0]
+    if not checks:
+        return (name, layout["layout"], "-", "-", "-", "not run")
     parallel = yaml.safe_load(text)["parallel"]
     stages = parallel.get("pipeline", 1)
     parallel["micro_batches"] = min(parallel.get("micro_batches", 1), max(stages, 2))
@@ -86,16 +88,17 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--cards", nargs="+", type=int, default=list(CARDS))
+    parser.add_argument("--plan_only", action="store_true", help="write the files without the compile check")
     parser.add_argument("--output", type=Path, default=Path("outputs/configs"), help="folder of plans and graphs")
     given = parser.parse_args()
     CONFIGS.mkdir(exist_ok=True)
     rows = []
     for model in given.model:
         for cards in given.cards:
-            rows.append(make(model, cards, given.output / f"{model}_{cards}p"))
+            rows.append(make(model, cards, given.output / f"{model}_{cards}p", not given.plan_only))
             print("  ".join(rows[-1]), file=sys.stderr, flush=True)
     heads = ("file", "layout", "weights and moments GiB", "sent a step GiB", "uncut", "compile check")
     table = columns(heads, rows, 2)
     print(table)
-    if given.model == list(MODELS) and tuple(given.cards) == CARDS:
+    if given.model == list(MODELS) and tuple(given.cards) == CARDS:  # the table of all of them
         (CONFIGS / "checked.txt").write_text(table + "\n")
