@@ -28,6 +28,8 @@ LAYOUTS = {
 LENGTH = 2048
 # From two and three layers a stage, since all layers of all of these take hours: the compile check itself takes all.
 WORKED_OUT = ("llama2-7b", "bloom-560m", "bloom-7b1", "llama2-13b", "llama2-70b")
+HEADS = ("model", "cards", "layout", "layers", "stages", "seconds", "GiB here", "weights GiB", "moments GiB")
+HEADS += ("sent GiB", "uncut")
 SEARCHES = ("none", "sharding_propagation", "recursive_programming", "dynamic_programming")
 
 
@@ -45,21 +47,8 @@ def compile(job: Run) -> None:
                 found[key] = one_compiled(job, name, cards, values)
                 write_json(kept, found)
             job.say("  ".join(found[key]["row"]))
-    heads = (
-        "model",
-        "cards",
-        "layout",
-        "layers",
-        "stages",
-        "seconds",
-        "GiB here",
-        "weights GiB",
-        "moments GiB",
-        "sent GiB",
-        "uncut",
-    )
-    job.write_text("compile.txt", columns(heads, [one["row"] for one in found.values()], 4) + "\n")
-    job.write_json("compile.json", found)
+            job.write_text("compile.txt", columns(HEADS, [one["row"] for one in found.values()], 4) + "\n")
+            job.write_json("compile.json", found)
 
 
 def one_compiled(job: Run, name: str, cards: int, values: dict) -> dict:
