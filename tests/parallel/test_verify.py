@@ -43,4 +43,4 @@ def test_what_cannot_be_verified_is_refused_before_workers_start(options, messag
 
 def test_an_unknown_action_is_named(capsys):
     assert main(["parallel", "verfy"]) == 2
-    assert "the action is 'verfy', expected verify" in capsys.readouterr().err
+    assert "unknown command 'parallel verfy' (did you mean 'verify'?)" in capsys.readouterr().err
