@@ -6,7 +6,7 @@ python ascend/make_configs.py --model llama2-7b --cards 8
 A model that does not fit on so many cards gets no file: the planner's line says what is too much. Each file is what
 ``msllm parallel plan`` wrote, with the options of the optimiser below it. The compile check looks at two and three
 layers of the first and the last stage and works the others out, with as many micro-batches as stages, or two: more are
-more rounds of the same messages. configs/checked.txt says what it found.
+more rounds of the same messages. configs/plans.txt says what it found, or that it was not run.
 """
 
 import argparse
@@ -101,4 +101,4 @@ if __name__ == "__main__":
     table = columns(heads, rows, 2)
     print(table)
     if given.model == list(MODELS) and tuple(given.cards) == CARDS:  # the table of all of them
-        (CONFIGS / "checked.txt").write_text(table + "\n")
+        (CONFIGS / "plans.txt").write_text(table + "\n")

@@ -78,11 +78,11 @@ def _to_msllm(source: str, output: Path) -> None:
             name = str(output.with_suffix(".config.json"))
             write_json(name, run.model.to_dict())
         values["config_name"] = name
-    workers = f" --workers {run.parallel.world}" if run.parallel.world > 1 else ""
-    write_yaml(output, values, f"msllm {command} --config {output}{workers}")
+    cards = f", on {run.parallel.world} cards under msrun" if run.parallel.world > 1 else ""
+    write_yaml(output, values, f"msllm {command} --config {output}{cards}")
     if lost:
         log.warning("no option of msllm %s says what these keys of %s do: %s", command, source, ", ".join(lost))
-    print(f"saved {output}; try it: msllm {command} --config {output}{workers}")
+    print(f"saved {output}; try it: msllm {command} --config {output} --data DATA --output FOLDER{cards}")
 
 
 def _known(command: str) -> dict[str, Any]:

@@ -114,6 +114,10 @@ def _show(job, found, fit, shown: int, model: str) -> None:
     )
     console.print(f"figures of the card are leads, not promises: {card.source}")
     console.print(table(fit[:shown]))
+    console.print(
+        "m: micro-batches x examples; parameters to GiB: of the fullest card; products, memory, messages: seconds of a "
+        "step; waits: share of a step in which a stage does; of number 1:"
+    )
     twin = dataclasses.replace(fit[0].parallel, recompute=not fit[0].parallel.recompute)
     other = next((c for c in found if c.parallel == twin and c.memory is not None), None)
     for line in details(job, fit[0], other):

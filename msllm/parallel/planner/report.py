@@ -72,6 +72,7 @@ def dropped(found: Sequence[Candidate], shown: int) -> list[str]:
         slow = fit[shown]
         lines.append(
             f"{len(fit) - shown}: fit and are slower than the best {shown}, such as {words(slow.parallel)} with "
+            f"{slow.parallel.micro_batches} x {slow.rows} examples and "
             f"{slow.speed:,.0f} tokens/s, {1 - slow.speed / last.speed:.0%} less than number {shown}"
         )
     kinds: dict[str, list[Candidate]] = {}
