@@ -270,7 +270,8 @@ def test_the_command_both_ways(tmp_path, capsys, caplog):
         convert_yaml(ours, theirs)
         assert "no key for sampling" in caplog.text
     convert_yaml(theirs, back)
-    assert f"msllm pretrain --config {back} --workers 8" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"msllm pretrain --config {back} --data DATA --output FOLDER, on 8 cards under msrun" in out
     expected = {**OURS, "learning_rate": 3e-4, "parallel": {"data": 2, **OURS["parallel"]}}
     del expected["workers"]
     assert yaml.safe_load((tmp_path / "back.yaml").read_text()) == expected
