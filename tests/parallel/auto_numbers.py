@@ -78,7 +78,7 @@ def cases() -> list[Case]:
         "micro-batches": [("gpt2", layout(micro_batches=2)), ("llama", layout(micro_batches=4))],
         "recompute": [("gpt2", layout(recompute=True)), ("llama", layout(recompute=True))],
         "optimizer 1": [(family, layout(optimizer=1)) for family in FAMILIES],
-        "optimizer 2, micro-batches": [("llama", layout(optimizer=2, micro_batches=2))],
+        "optimizer 2": [("llama", layout(optimizer=2))],
         "optimizer 3": [(family, layout(optimizer=3)) for family in FAMILIES],
         "optimizer 3, recompute": [("llama", layout(optimizer=3, recompute=True))],
         "pipeline, tensor": [(family, layout(data=1, **stages)) for family in FAMILIES],
