@@ -128,7 +128,7 @@ def servers(job: Run) -> None:
     here = Path(__file__)
     chapter, experts = (load_module(here.with_name(f"{n}.py"), f"msllm_ch06_{n}") for n in ("run", "run_experts"))
     _, tokens = experts.letters(job)
-    steps = 20 if job.quick else 250
+    steps = 20 if job.quick else 200
     options = {"tokens": tokens, "tokenizer": str(job.output / "letters"), "steps": steps, "rows": 8, "seed": job.seed}
     alone = chapter.on_workers(job, "servers", 1, **options, folder=str(job.output / "alone"), stalenesses=[], slow=0.0)
     found = chapter.on_workers(
@@ -137,7 +137,7 @@ def servers(job: Run) -> None:
         3,
         **options,
         folder=str(job.output / "served"),
-        stalenesses=[0, 1, 4] if job.quick else [0, 1, 4, 16],
+        stalenesses=[0, 4] if job.quick else [0, 1, 4, 16],
         slow=0.15,
     )
     modes, plain = found["modes"], alone["modes"][0]
