@@ -42,6 +42,8 @@ class Served(Alone):
     Attributes: those of Alone, and
         group: those who train.
         synchronous: whether the servers wait for all gradients.
+        optimizer: asks the servers, once it is made.
+        interrupted: whether this process is to stop.
         staleness: of this process' gradients so far, in updates of the first server; empty where it is synchronous.
     """
 
@@ -55,7 +57,7 @@ class Served(Alone):
         self.optimizers = {name: functools.partial(RemoteOptimizer, self, name) for name in OPTIMIZERS}
         self.staleness: list[int] = []
         self.optimizer: RemoteOptimizer | None = None
-        self._interrupted, self._stop_at, self._squares = False, math.inf, 0.0
+        self.interrupted, self._stop_at, self._squares = False, math.inf, 0.0
 
     def prepare(self, model, objective, jit):
         """See Alone; experts are balanced over the tokens of all, where all take the same step."""
@@ -91,18 +93,13 @@ class Served(Alone):
         """See Alone; the servers name a step that nobody who does not wait for the others has passed yet."""
         if self.synchronous:
             return self.group.any(interrupted)
-        self._interrupted = interrupted
+        self.interrupted = interrupted
         return len(self.staleness) >= self._stop_at
 
     def applied(self, staleness: float, stop_at: float) -> None:
         """Notes what a server said of this process' last gradient."""
         self.staleness.append(int(staleness))
         self._stop_at = stop_at
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether this process is to stop."""
-        return self._interrupted
 
     def settle(self):
         """See Alone."""

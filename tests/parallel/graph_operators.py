@@ -119,6 +119,7 @@ OPERATORS = {
     "StridedSliceGrad": _strided_slice_grad,
     "Sub": np.subtract,
     "SumExt": _sum_ext,
+    "TensorMove": np.copy,
     "Tile": np.tile,
     "Transpose": np.transpose,
     "UnsortedSegmentSum": _segment_sum,
