@@ -184,7 +184,7 @@ def devices(node: Node) -> Iterator[Finding]:
     if not cards:
         yield fail("no card: /dev/davinci0 and so on are missing", f"install the driver; {CONTAINER}")
     else:
-        yield ok(f"{len(cards)} cards: /dev/davinci{', '.join(map(str, cards))}")
+        yield ok(f"{_cards(len(cards))}: /dev/davinci{', '.join(map(str, cards))}")
     if cards and (lacking := [place for place in MANAGERS if not node.path(place).exists()]):
         yield fail(f"{', '.join(lacking)} missing", f"reload the driver or reboot; {CONTAINER}")
 
@@ -315,20 +315,25 @@ def network(node: Node) -> Iterator[Finding]:
             yield ok(f"card {card}: {number[1]}, link UP")
 
 
-@check("/proc/meminfo", "/dev/shm", "the working folder")
+@check("/proc/meminfo", "/dev/shm")
 def memory(node: Node) -> Iterator[Finding]:
-    """Host memory beside the cards, shared memory, disk."""
+    """Host memory beside the cards, and shared memory."""
     match = re.search(r"^MemAvailable:\s*(\d+) kB", node.read("/proc/meminfo") or "", re.MULTILINE)
-    cards = max(1, len(node.cards()))
+    cards = len(node.cards())
     if match is None:
         yield warn("host memory unknown: no MemAvailable in /proc/meminfo", "see free -g")
     else:
-        free, need = int(match[1]) * 1024, cards * HOST_MEMORY_PER_CARD
-        text = f"{free / GIB:.0f} GiB of host memory available for {cards} cards"
+        free, need = int(match[1]) * 1024, max(1, cards) * HOST_MEMORY_PER_CARD
+        text = f"{free / GIB:.0f} GiB of host memory available" + (f" for {_cards(cards)}" if cards else "")
         yield ok(text) if free >= need else warn(text, f"have {need / GIB:.0f} GiB: end other jobs, or use fewer cards")
     shared, _ = node.disk(node.path("/dev/shm"))
     text = f"/dev/shm of {shared / GIB:.2f} GiB"
     yield ok(text) if shared >= SHARED_MEMORY else warn(text, "docker run --shm-size=16g, or mount it larger")
+
+
+@check("the working folder")
+def disk(node: Node) -> Iterator[Finding]:
+    """Space for checkpoints."""
     _, free = node.disk(Path.cwd())
     text = f"{free / GIB:.0f} GiB free in the working folder"
     yield ok(text) if free >= DISK else warn(text, "write to a larger disk: LLaMA 7B's checkpoint takes 81 GB")
@@ -354,11 +359,15 @@ def clock(node: Node) -> Iterator[Finding]:
         return
     answer = node.run("timedatectl", "show", "--property=NTPSynchronized", "--value")
     if answer is None:
-        yield warn("clock: timedatectl does not answer", "compare date +%s on all nodes")
+        yield warn("timedatectl does not answer", "compare date +%s on all nodes")
     elif answer.strip() == "yes":
-        yield ok("clock synchronised")
+        yield ok("synchronised")
     else:
-        yield warn("clock not synchronised", "start chronyd or systemd-timesyncd on all nodes")
+        yield warn("not synchronised", "start chronyd or systemd-timesyncd on all nodes")
+
+
+def _cards(number: int) -> str:
+    return f"{number} card" + "s" * (number != 1)
 
 
 def _field(text: str | None, name: str) -> str | None:

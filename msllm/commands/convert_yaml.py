@@ -137,7 +137,8 @@ def _run_from_options(values: Mapping[str, Any], source: str, command: str) -> "
 
 def _options(run: "Run") -> dict[str, Any]:
     """Returns the YAML of a command for a run, without the model's sizes: what differs from the defaults."""
-    values: dict[str, Any] = {"data": run.data, "output": run.output}
+    values: dict[str, Any] = {"data": run.data} if run.data else {}
+    values["output"] = run.output
     values |= {"model": run.weights} if run.weights else {}
     values |= {"eval_data": run.eval_data} if run.eval_data else {}
     values |= {_LENGTHS[run.task]: run.length} if run.length else {}

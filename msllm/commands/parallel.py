@@ -13,6 +13,7 @@ def verify(
     strategy: list[str] | None = None,
     output: str = "outputs/parallel",
     time_limit: float | None = None,
+    steps: int = 10,
 ) -> int:
     """Runs every way of spreading a model on workers of this machine against one process, and prints a table.
 
@@ -21,6 +22,7 @@ def verify(
         strategy: names of those to run; without it, all that so many workers can show.
         output: folder of the logs and of verify-WORKERS.json.
         time_limit: seconds after which the run is stopped.
+        steps: of training, an even number: examples of every second one are padded.
 
     Returns:
         0, or 1 where a row is not within its bounds.
@@ -29,15 +31,17 @@ def verify(
         raise UserError(
             f"workers is {workers}, expected 2, 4 or 8: the models have 8 layers, heads and experts; use one of them"
         )
+    if steps < 2 or steps % 2:
+        raise UserError(f"steps is {steps}, expected an even number from 2 on; change it")
     from msllm.files import read_json
     from msllm.parallel.launch import run_on_workers, started_workers
 
     if started_workers() is not None:
-        return _run_rows(strategy, Path(output))
+        return _run_rows(strategy, Path(output), steps)
     from msllm.parallel.verify import chosen
 
     chosen(workers, strategy)  # a misspelt name shows before workers start
-    command = ["parallel", "verify", "--workers", str(workers), "--output", output]
+    command = ["parallel", "verify", "--workers", str(workers), "--output", output, "--steps", str(steps)]
     if strategy is not None:
         command += ["--strategy", *strategy]
     run_on_workers(workers, command, Path(output) / "logs", time_limit)
@@ -48,12 +52,12 @@ def verify(
     return 1 if broken else 0
 
 
-def _run_rows(names: list[str] | None, output: Path) -> int:
+def _run_rows(names: list[str] | None, output: Path, steps: int) -> int:
     """What each worker does."""
     from msllm import kernels
     from msllm.files import write_json
     from msllm.parallel import start_workers
-    from msllm.parallel.verify import BOUND, STEPS, run_rows
+    from msllm.parallel.verify import BOUND, run_rows
 
     workers = start_workers()
 
@@ -61,10 +65,10 @@ def _run_rows(names: list[str] | None, output: Path) -> int:
         if workers.rank == 0:
             print(line, file=sys.stderr, flush=True)
 
-    rows = run_rows(workers, names, tell)
+    rows = run_rows(workers, names, steps, tell)
     if workers.rank == 0:
         values = [{**dataclasses.asdict(row), "holds": row.holds} for row in rows]
-        about = {"workers": workers.world, "steps": STEPS, "bound": BOUND, "kernels": kernels.active()}
+        about = {"workers": workers.world, "steps": steps, "bound": BOUND, "kernels": kernels.active()}
         write_json(_results(output, workers.world), {**about, "rows": values})
     workers.barrier()
     return 0

@@ -47,9 +47,9 @@ def plan(
     for name, value in (("cards", cards), ("batch", batch), ("top", top), ("choose", choose)):
         if value < 1:
             raise UserError(f"{name} is {value}, expected 1 or more; change it")
+    job = _job(model, cards, batch, seq, hardware, card_memory, topology, mode)
     from msllm.parallel.planner.search import search
 
-    job = _job(model, cards, batch, seq, hardware, card_memory, topology, mode)
     found = search(job)
     fit = [c for c in found if c.time is not None]
     if not fit:
@@ -67,13 +67,14 @@ def _job(model, cards, batch, seq, hardware, card_memory, topology, mode):
     """Returns what is planned; UserError where a model or hardware is unknown, or the length too long."""
     from msllm.models.presets import config_of
     from msllm.parallel.planner.hardware import load
-    from msllm.parallel.planner.search import Job
-    from msllm.parallel.planner.sizes import ModelSizes
 
     card = load(hardware)
     card = card if card_memory is None else card.with_memory(card_memory)
     card = card if topology is None else card.with_topology(topology)
     config = config_of(model)
+    from msllm.parallel.planner.search import Job
+    from msllm.parallel.planner.sizes import ModelSizes
+
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     length = min(longest or _LONGEST, _LONGEST) if seq is None else seq
     if length < 1 or (longest is not None and length > longest):
@@ -96,8 +97,8 @@ def _impossible(job, found) -> str:
     if enough is not None:
         then = f"{enough[0]} cards would do, as {words(enough[1].parallel)}"
     return (
-        f"no layout fits: {term} do not, even of {words(best.parallel)}, which needs {gib(best.memory.total)} GiB of "
-        f"{gib(job.hardware.memory)}, {gib(over)} too much; {then}"
+        f"no layout fits: the least, {words(best.parallel)}, needs {gib(best.memory.total)} GiB and a card has "
+        f"{gib(job.hardware.memory)}, {gib(over)} too much; its {term} are what goes over; {then}"
     )
 
 

@@ -118,7 +118,10 @@ def merge(tables: list[str] | None = None, output: str | None = None, overwrite:
     from msllm.cluster.rank_table_check import load
 
     if not tables or len(tables) < 2:
-        raise UserError(f"{len(tables or [])} rank tables to merge, expected two or more; name them after merge")
+        raise UserError(f"rank tables to merge: {len(tables or [])}, expected two or more; name them after merge")
+    twice = {path for path in tables if tables.count(path) > 1}
+    if twice:
+        raise UserError(f"{min(twice)} is named twice, and its servers are on one table once; leave one out")
     merged = rank_table.merge([load(path) for path in tables], tables)
     table = rank_table.parse(merged)
     path = output or _several(table)

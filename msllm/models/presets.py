@@ -6,7 +6,6 @@ from pathlib import Path
 from msllm.errors import UserError, nearest
 from msllm.files import read_json
 from msllm.models.config import ModelConfig
-from msllm.models.pretrained import model_class, read_config
 
 
 def _gpt2(width: int, layers: int, heads: int) -> dict:
@@ -72,17 +71,19 @@ def config_of(name: str | Path) -> ModelConfig:
     Raises:
         UserError: neither a preset nor a path; as from_pretrained for a folder's config.json.
     """
+    if str(name) not in PRESETS and not Path(name).exists():
+        raise UserError(
+            f"unknown model {str(name)!r}{nearest(str(name), PRESETS)}; give a Hugging Face folder, a config.json, or "
+            f"one of {', '.join(PRESETS)}"
+        )
+    from msllm.models.pretrained import model_class, read_config  # MindSpore takes seconds: after the name's mistakes
+
     if str(name) in PRESETS:
         values, where = PRESETS[str(name)], str(name)
     elif Path(name).is_file():
         values, where = read_json(name), str(name)
         if not isinstance(values, dict):
             raise UserError(f"{name} holds a {type(values).__name__}, expected an object as in config.json")
-    elif Path(name).exists():
-        values, where = read_config(name), f"{name}/config.json"
     else:
-        raise UserError(
-            f"unknown model {str(name)!r}{nearest(str(name), PRESETS)}; give a Hugging Face folder, a config.json, or "
-            f"one of {', '.join(PRESETS)}"
-        )
+        values, where = read_config(name), f"{name}/config.json"
     return model_class(values, where).config_class.from_dict(values)

@@ -1,4 +1,4 @@
-"""Does a layout compute what one process computes? Small models, ten steps, every strategy."""
+"""Does a layout compute what one process computes? Small models, a few steps, every strategy."""
 
 import dataclasses
 import gc
@@ -31,7 +31,7 @@ from msllm.training.step import build_step
 
 BOUND = 1e-5
 
-STEPS, BATCH, LENGTH, VOCABULARY, WIDTH, LAYERS, HEADS = 10, 16, 32, 67, 32, 8, 8
+BATCH, LENGTH, VOCABULARY, WIDTH, LAYERS, HEADS = 16, 32, 67, 32, 8, 8
 # Adam divides a gradient by its own size: where that is rounding alone, such as that of a key's bias, which has no
 # effect, the usual 1e-8 would make a whole step of it.
 EPSILON, LEARNING_RATE = 1e-5, 1e-3
@@ -143,12 +143,15 @@ def chosen(workers: int, names: list[str] | None) -> list[tuple[str, str, Parall
     return [(name, *pair) for name, pairs in known.items() if not names or name in names for pair in pairs]
 
 
-def run_rows(workers: Workers, names: list[str] | None, tell: Callable[[str], None] = lambda line: None) -> list[Row]:
+def run_rows(
+    workers: Workers, names: list[str] | None, steps: int, tell: Callable[[str], None] = lambda line: None
+) -> list[Row]:
     """Runs strategies, and the same steps in one process; returns a row of each, on the first worker.
 
     Args:
         workers: all of them.
         names: of the strategies; None takes all.
+        steps: of training.
         tell: gets a line about what is about to run.
     """
     rows: list[Row] = []
@@ -159,13 +162,13 @@ def run_rows(workers: Workers, names: list[str] | None, tell: Callable[[str], No
         key = family, config.micro_batches if family == "mixtral" else 1  # balancing is by micro-batch
         ready = folder / f"{family}-{key[1]}"
         if workers.rank == 0 and key not in references:
-            run = _Run(Alone(), family, key[1])
+            run = _Run(Alone(), family, key[1], steps)
             losses = [*run.train(), run.evaluate()]
             references[key] = losses, {p.name: p.asnumpy().copy() for p in run.model.get_parameters()}
             ready.touch()
         while not ready.exists():  # a collective would not wait for as long as a busy machine takes
             time.sleep(0.05)
-        row = _row(workers, name, family, config, references.get(key), folder)
+        row = _row(workers, name, family, config, steps, references.get(key), folder)
         if workers.rank == 0:
             rows.append(row)
     workers.barrier()
@@ -174,16 +177,18 @@ def run_rows(workers: Workers, names: list[str] | None, tell: Callable[[str], No
     return rows
 
 
-def _row(workers: Workers, name: str, family: str, config: ParallelConfig, reference, folder: Path) -> Row | None:
+def _row(
+    workers: Workers, name: str, family: str, config: ParallelConfig, steps: int, reference, folder: Path
+) -> Row | None:
     gc.collect()
     before = reset_peak()
     strategy = Strategy(workers, config)
     start = time.perf_counter()
-    run = _Run(strategy, family, config.micro_batches)
+    run = _Run(strategy, family, config.micro_batches, steps)
     workers.traffic.clear()
     losses = run.train()
-    seconds, sent = time.perf_counter() - start, workers.traffic.sent() / STEPS
-    formula = _formula(strategy, run.model)
+    seconds, sent = time.perf_counter() - start, workers.traffic.sent() / steps
+    formula = _formula(strategy, run.model, steps)
     losses.append(run.evaluate())
     measured = workers.objects((sent, formula, resident("VmHWM") - before))
     strategy.save(folder / "part", None, {})
@@ -200,13 +205,13 @@ def _row(workers: Workers, name: str, family: str, config: ParallelConfig, refer
     return Row(name, str(config), family, loss, float(np.max(apart)), busiest[0], busiest[1], memory, seconds)
 
 
-def _formula(strategy: Strategy, model) -> float:
+def _formula(strategy: Strategy, model, steps: int) -> float:
     """The bytes that this worker sends per step, from sizes and layout; where copies of tokens went was counted."""
     stage = None if strategy.pipeline is None else strategy.pipeline.stage
     bounds = None if stage is None else stage.bounds
     held = Held(ModelSizes(model.config), strategy.config, strategy.rank, bounds)
     exchanges = [layer.exchange for layer in moe_layers(model) if layer.exchange is not None]
-    each = STEPS * passes(held)
+    each = steps * passes(held)
     copies = Copies(sum(e.moved for e in exchanges) / each, sum(e.rows for e in exchanges) / each)
     return sum(bytes_per_step(held, BATCH, LENGTH, copies=copies, masked=1 / 2).values())
 
@@ -214,9 +219,9 @@ def _formula(strategy: Strategy, model) -> float:
 class _Run:
     """A small model that a few steps train, alone or by several workers."""
 
-    def __init__(self, team, family: str, micro_batches: int):
+    def __init__(self, team, family: str, micro_batches: int, steps: int):
         use_core(None)
-        self.team, self.micro_batches, self.model = team, micro_batches, small_model(family)
+        self.team, self.micro_batches, self.steps, self.model = team, micro_batches, steps, small_model(family)
         self.objective = moe_objective(base=BLOCKS) if family == "mixtral" else BLOCKS
         optimizer = AdamW(team.prepare(self.model, self.objective, False), (0.9, 0.95), EPSILON, 0.1)
         self.step = build_step(team, self.objective, optimizer, 1.0)
@@ -224,13 +229,13 @@ class _Run:
     def train(self) -> list[float]:
         """Returns the loss of each step."""
         self.model.set_train(True)
-        return [self.objective.total(self.step(self._batches(i), LEARNING_RATE)[0]) for i in range(STEPS)]
+        return [self.objective.total(self.step(self._batches(i), LEARNING_RATE)[0]) for i in range(self.steps)]
 
     def evaluate(self) -> float:
         """Returns the loss of other examples, as the Trainer evaluates it."""
         self.model.set_train(False)
         total = counts = 0.0
-        for tensors, targets in self._batches(STEPS):
+        for tensors, targets in self._batches(self.steps):
             tensors, targets = self.team.local(tensors, self.objective.counts(targets))
             total, counts = total + self.team.evaluate(tensors), counts + targets
         use_core(None)

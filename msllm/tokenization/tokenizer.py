@@ -209,6 +209,9 @@ class Tokenizer:
                 for i, token in self.backend.get_added_tokens_decoder().items()
             },
         }
+        if not isinstance(self.backend.model, tokenizers.models.WordPiece):
+            # Else transformers makes token types too, which GPT-2 adds as words and LLaMA refuses.
+            config.setdefault("model_input_names", ["input_ids", "attention_mask"])
         template = self.chat_template
         if template is None and self.eos_token is not None:
             template = self._default_template()

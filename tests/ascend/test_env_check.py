@@ -136,12 +136,12 @@ def test_a_node_where_all_is_well(node, capsys):
         "ok    network    card 1: 192.0.2.11, link UP",
         "ok    memory     1431 GiB of host memory available for 2 cards",
         "ok    memory     /dev/shm of 16.00 GiB",
-        "ok    memory     931 GiB free in the working folder",
+        "ok    disk       931 GiB free in the working folder",
         "ok    limits     nofile 1048576",
         "ok    limits     nproc unlimited",
         "ok    limits     memlock unlimited",
         "ok    limits     stack 8388608",
-        "ok    clock      clock synchronised",
+        "ok    clock      synchronised",
         "21 ok, 0 to look at, 0 to mend",
     ]
 
@@ -241,7 +241,7 @@ FAULTS = {
     ),
     "memory unknown": (lambda n: n.remove("/proc/meminfo"), "warn", "memory", "host memory unknown", "free -g"),
     "little shm": (lambda n: setattr(n, "total", 2**26), "warn", "memory", "/dev/shm of 0.06 GiB", "--shm-size"),
-    "little disk": (lambda n: setattr(n, "free", 2**30), "warn", "memory", "1 GiB free", "larger disk"),
+    "little disk": (lambda n: setattr(n, "free", 2**30), "warn", "disk", "1 GiB free", "larger disk"),
     "few files": (lambda n: n.limits.update(nofile=1024), "warn", "limits", "nofile 1024", "ulimit -n 65535"),
     "few processes": (lambda n: n.limits.update(nproc=4096), "warn", "limits", "nproc 4096", "ulimit -u 65535"),
     "little memlock": (
@@ -252,7 +252,7 @@ FAULTS = {
         "ulimit -l unlimited",
     ),
     "little stack": (lambda n: n.limits.update(stack=65536), "warn", "limits", "stack 65536", "ulimit -s unlimited"),
-    "clock": (lambda n: n.program("timedatectl", "echo no"), "warn", "clock", "clock not synchronised", "chronyd"),
+    "clock": (lambda n: n.program("timedatectl", "echo no"), "warn", "clock", "not synchronised", "chronyd"),
     "no clock": (lambda n: n.remove("/bin/timedatectl"), "warn", "clock", "timedatectl does not answer", "date +%s"),
 }
 

@@ -1,7 +1,12 @@
 """msllm parallel compile: MindSpore's auto-parallel front end, for cards that are not there, on small models."""
 
+import dataclasses
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -14,6 +19,7 @@ from msllm.models.presets import config_of
 from msllm.parallel.auto.graph import Collective, read_graph
 from msllm.parallel.auto.held import held_part, in_file_order
 from msllm.parallel.auto.layers import reordered
+from msllm.parallel.auto.simulate import environment
 from msllm.parallel.config import ParallelConfig
 from msllm.parallel.mesh import coordinates
 from msllm.parallel.planner.sizes import ModelSizes
@@ -104,6 +110,38 @@ def test_a_layout_that_does_not_compile_or_fit_is_refused(model, tmp_path, capsy
         assert error(*words).startswith("error: ") and message in error(*words), words
     assert main(["parallel", "compile", "--model", "lama2-7b", "--cards", "8"]) == 2
     assert "unknown model 'lama2-7b' (did you mean 'llama2-7b'?)" in capsys.readouterr().err
+
+
+WHOLE_GRADIENTS = """
+import sys
+from msllm.parallel.auto import simulate
+simulate.plain_gradients_of_collectives = lambda: None
+simulate.main(*sys.argv[1:])
+"""
+
+
+def test_what_is_left_out_of_the_gradients_of_collectives_leaves_no_trace(model, tmp_path):
+    config = {**json.loads(model.read_text()), "num_hidden_layers": 1}
+    layout = ParallelConfig(mode="auto", data=2, tensor=2, optimizer=1)
+    request = {"parallel": dataclasses.asdict(layout), "rank": 0, "config": config, "length": T, "rows": B}
+    request |= {"dtype": "bfloat16", "strategy": str(tmp_path / "strategy.ckpt")}
+    write_json(tmp_path / "request.json", request)
+    graphs = []
+    for way in (["-m", "msllm.parallel.auto.simulate"], ["-c", WHOLE_GRADIENTS]):
+        folder = tmp_path / str(len(graphs))
+        folder.mkdir()
+        command = [sys.executable, *way, str(tmp_path / "request.json"), str(folder / "result.json")]
+        subprocess.run(command, env={**os.environ, **environment(folder)}, cwd=folder, check=True)
+        (file,) = folder.rglob("*_validate_*.ir")
+        lines = file.read_text().split("\n")
+        graphs.append([(_operator(line), lines[i + 1]) for i, line in enumerate(lines) if _operator(line)])
+    assert len(graphs[0]) > 100 and graphs[0] == graphs[1]
+
+
+def _operator(line: str) -> tuple[str, ...] | None:
+    """The operator of a line of a graph and what it takes, without the names of results, which are numbered."""
+    found = re.match(r"  (%\d+)\(.*?\) = (\S+?)\((.*?)\) (?:\{|primitive_attrs)", line)
+    return found and found.groups()
 
 
 GRAPH = """\

@@ -5,13 +5,15 @@ import pytest
 from msllm.cli import main
 from msllm.files import read_json
 
+QUICK = ["--steps", "2", "--time_limit", "300"]
+
 
 def rows(folder, workers):
     return read_json(folder / f"verify-{workers}.json")["rows"]
 
 
 def test_every_strategy_of_two_workers_computes_what_one_process_computes(tmp_path, capfd):
-    assert main(["parallel", "verify", "--workers", "2", "--output", str(tmp_path), "--time_limit", "500"]) == 0
+    assert main(["parallel", "verify", "--workers", "2", "--output", str(tmp_path), *QUICK]) == 0
     found = rows(tmp_path, 2)
     assert f"{len(found)} of {len(found)} rows hold on 2 workers" in capfd.readouterr().out
     assert {"data", "tensor", "tensor-norms", "optimizer-3", "1f1b", "interleaved", "expert", "ring", "heads"} <= {
@@ -24,7 +26,7 @@ def test_every_strategy_of_two_workers_computes_what_one_process_computes(tmp_pa
 
 def test_four_workers_combine_tensors_and_stages(tmp_path):
     command = ["parallel", "verify", "--workers", "4", "--strategy", "tensor+pipeline", "--output", str(tmp_path)]
-    assert main([*command, "--time_limit", "300"]) == 0
+    assert main([*command, *QUICK]) == 0
     assert [row["holds"] for row in rows(tmp_path, 4)] == [True, True]
 
 
@@ -32,6 +34,7 @@ def test_four_workers_combine_tensors_and_stages(tmp_path):
     ("options", "message"),
     [
         (["--workers", "3"], "workers is 3, expected 2, 4 or 8"),
+        (["--steps", "3"], "steps is 3, expected an even number"),
         (["--strategy", "tensr"], "unknown strategy 'tensr' (did you mean 'tensor'?)"),
     ],
 )

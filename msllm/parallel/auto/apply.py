@@ -129,5 +129,6 @@ def _kernels(layers: list[nn.Cell], alibi: bool, cuts: Cuts) -> dict[str, Callab
         "gelu": functions.GELU(cuts),
         "packed_attention": functions.PackedAttention(cuts, attention),
         "rotary": functions.Rotate(cuts),
+        "rotary_angles": functions.RotaryAngles(cuts),
         "swiglu": functions.SwiGLU(cuts),
     }

@@ -10,10 +10,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from msllm.kernels import stock
 from msllm.parallel.auto.cuts import HEADS, INNER, SCORES, STREAM, TENSOR, Cuts
 
 _HIDDEN = -10000.0  # finite in every type, and exp of it is 0
 _FLASH_MASK, _RIGHT_DOWN_CAUSAL = 2048, 3  # side of FlashAttentionScore's causal mask, and its sparse_mode
+_PAIRS_OF_HALVES = 0  # mode of RotaryPositionEmbedding
 _WHOLE = (1, 1, 1, 1)
 
 
@@ -30,15 +32,18 @@ class AddRows(nn.Cell):
 
 
 class SwiGLU(nn.Cell):
-    """kernels.swiglu."""
+    """kernels.swiglu; the sigmoid and its product are one operator where fused ones may be used."""
 
     def __init__(self, cuts: Cuts):
         super().__init__()
+        self.fused = cuts(ops.auto_generate.SiLU(), INNER) if cuts.fused else None
         self.sigmoid = cuts(ops.Sigmoid(), INNER)
         self.times, self.gated = cuts(ops.Mul(), INNER, INNER), cuts(ops.Mul(), INNER, INNER)
 
     def construct(self, gate, up):
         """gate and up (B, T, F) -> (B, T, F)."""
+        if self.fused is not None:
+            return self.gated(self.fused(gate), up)
         return self.gated(self.times(gate, self.sigmoid(gate)), up)
 
 
@@ -65,22 +70,41 @@ class GELU(nn.Cell):
         return self.times(x, self.sigmoid(self.scale(inner, 2.0 * math.sqrt(2.0 / math.pi))))
 
 
+class RotaryAngles(nn.Cell):
+    """kernels.rotary_angles; Ascend's operator wants each angle for both numbers of its pair, and an axis of heads."""
+
+    def __init__(self, cuts: Cuts):
+        super().__init__()
+        self.fused, self.join = cuts.fused, cuts(ops.Concat(-1), _WHOLE[:3], _WHOLE[:3])
+        self.expand = ops.ExpandDims()
+
+    def construct(self, position_ids, frequency):
+        """position_ids int32 (1, T), frequency (C/2,) -> cos and sin (1, T, C/2), or (1, T, 1, C) where fused."""
+        cos, sin = stock.rotary_angles(position_ids, frequency)
+        if self.fused:
+            return self.expand(self.join((cos, cos)), 2), self.expand(self.join((sin, sin)), 2)
+        return cos, sin
+
+
 class Rotate(nn.Cell):
-    """kernels.rotary, in float32."""
+    """kernels.rotary, in float32; Ascend's operator where fused ones may be used."""
 
     def __init__(self, cuts: Cuts):
         super().__init__()
         self.dtype = cuts.dtype
+        self.fused = cuts(ops.auto_generate.RotaryPositionEmbedding(), HEADS, _WHOLE, _WHOLE) if cuts.fused else None
         self.turn, self.half = cuts(ops.Mul(), HEADS, _WHOLE), cuts(ops.StridedSlice(), HEADS)
         self.minus, self.plus = cuts(ops.Sub(), HEADS, HEADS), cuts(ops.Add(), HEADS, HEADS)
         self.join = cuts(ops.Concat(-1), HEADS, HEADS)
         self.cast, self.expand = ops.Cast(), ops.ExpandDims()
 
-    def construct(self, x_BTHC, cos_NTR, sin_NTR):
-        """x (B, T, H, C), cos and sin (1, T, C/2) -> (B, T, H, C)."""
+    def construct(self, x_BTHC, cos, sin):
+        """x (B, T, H, C), cos and sin of RotaryAngles -> (B, T, H, C)."""
         B, T, H, C = x_BTHC.shape
         x = self.cast(x_BTHC, ms.float32)
-        cos, sin = self.expand(cos_NTR, 2), self.expand(sin_NTR, 2)
+        if self.fused is not None:
+            return self.cast(self.fused(x, cos, sin, _PAIRS_OF_HALVES), self.dtype)
+        cos, sin = self.expand(cos, 2), self.expand(sin, 2)
         low = self.half(x, (0, 0, 0, 0), (B, T, H, C // 2), (1, 1, 1, 1))
         high = self.half(x, (0, 0, 0, C // 2), (B, T, H, C), (1, 1, 1, 1))
         turned_low = self.minus(self.turn(low, cos), self.turn(high, sin))

@@ -53,7 +53,8 @@ class AdamW(nn.Cell):
         self.exp_avg_sq = parameters.clone(prefix="exp_avg_sq", init="zeros")
         self.beta1, self.beta2 = betas
         self.epsilon, self.max_grad_norm = epsilon, max_grad_norm
-        self.decay = tuple(weight_decay if len(p.shape) >= DECAYED_DIMENSIONS else 0.0 for p in parameters)
+        self.weight_decay = weight_decay
+        self.decayed = tuple(len(p.shape) >= DECAYED_DIMENSIONS for p in parameters)
         self.step = Parameter(Tensor(0.0, ms.float32), name="optimizer_step")
         self.map, self.root, self.add = ops.HyperMap(), ops.Sqrt(), ops.AddN()
 
@@ -64,12 +65,14 @@ class AdamW(nn.Cell):
         if self.max_grad_norm > 0:
             clip = ops.minimum(clip, self.max_grad_norm / (norm + 1e-6))
         step = self.step + 1.0
-        correction1, correction2 = 1.0 - self.beta1**step, 1.0 - self.beta2**step
+        rate, correction = learning_rate / (1.0 - self.beta1**step), 1.0 - self.beta2**step
         stepped = ops.assign(self.step, step)
-        update = ops.partial(
-            _adamw, self.beta1, self.beta2, self.epsilon, clip, learning_rate, correction1, correction2
-        )
-        done = self.map(update, self.decay, self.parameters, self.exp_avg, self.exp_avg_sq, gradients)
+        shrink = (1.0 - learning_rate * self.weight_decay, ops.ones_like(learning_rate))
+        shrinks = ()
+        for decayed in self.decayed:
+            shrinks += (shrink[0] if decayed else shrink[1],)
+        update = ops.partial(_adamw, self.beta1, self.beta2, self.epsilon, clip, rate, correction)
+        done = self.map(update, shrinks, self.parameters, self.exp_avg, self.exp_avg_sq, gradients)
         return ops.depend(norm, (stepped, done))
 
     def of_norm(self, gradients):
@@ -96,13 +99,12 @@ def _sum_of_squares_of(gradient):
     return _mark(_sum(_square(gradient), ()), 0)
 
 
-@_adamw.register(*("Number",) * 3, *("Tensor",) * 4, "Number", *("Tensor",) * 4)
-def _adamw_of(beta1, beta2, epsilon, clip, rate, correction1, correction2, decay, parameter, mean, square, gradient):
+@_adamw.register(*("Number",) * 3, *("Tensor",) * 8)
+def _adamw_of(beta1, beta2, epsilon, clip, rate, correction, shrink, parameter, mean, square, gradient):
     gradient = gradient * clip
     mean_now = mean * beta1 + gradient * (1.0 - beta1)
     square_now = square * beta2 + gradient * gradient * (1.0 - beta2)
-    direction = (mean_now / correction1) / (ops.sqrt(square_now / correction2) + epsilon)
-    new = parameter * (1.0 - rate * decay) - rate * direction
+    new = parameter * shrink - rate * (mean_now / (ops.sqrt(square_now / correction) + epsilon))
     return ops.assign(mean, mean_now), ops.assign(square, square_now), ops.assign(parameter, new)
 
 
