@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import mindspore as ms
@@ -31,6 +31,7 @@ from msllm.training.step import build_step
 
 BOUND = 1e-5
 
+STEPS, QUICK_STEPS = 10, 2
 BATCH, LENGTH, VOCABULARY, WIDTH, LAYERS, HEADS = 16, 32, 67, 32, 8, 8
 # Adam divides a gradient by its own size: where that is rounding alone, such as that of a key's bias, which has no
 # effect, the usual 1e-8 would make a whole step of it.
@@ -132,32 +133,40 @@ def strategies(workers: int) -> dict[str, list[tuple[str, ParallelConfig]]]:
     return found
 
 
-def chosen(workers: int, names: list[str] | None) -> list[tuple[str, str, ParallelConfig]]:
-    """Returns (name, family, layout) of the strategies of these names, or of all; UserError for an unknown name."""
+def chosen(workers: int, names: list[str] | None, quick: bool = False) -> list[tuple[str, str, ParallelConfig]]:
+    """Returns (name, family, layout) of the strategies of these names, or of all; UserError for an unknown name.
+
+    Args:
+        quick: takes the first family of each strategy alone.
+    """
     known = strategies(workers)
     for name in names or ():
         if name not in known:
             raise UserError(
                 f"unknown strategy {name!r}{nearest(name, known)}; {workers} workers can show {', '.join(known)}"
             )
-    return [(name, *pair) for name, pairs in known.items() if not names or name in names for pair in pairs]
+    kept = {name: pairs[: 1 if quick else None] for name, pairs in known.items() if not names or name in names}
+    return [(name, *pair) for name, pairs in kept.items() for pair in pairs]
 
 
 def run_rows(
-    workers: Workers, names: list[str] | None, steps: int, tell: Callable[[str], None] = lambda line: None
+    workers: Workers,
+    layouts: Iterable[tuple[str, str, ParallelConfig]],
+    steps: int,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
     """Runs strategies, and the same steps in one process; returns a row of each, on the first worker.
 
     Args:
         workers: all of them.
-        names: of the strategies; None takes all.
-        steps: of training.
+        layouts: of ``chosen``.
+        steps: of training, an even number: examples of every second one are padded.
         tell: gets a line about what is about to run.
     """
     rows: list[Row] = []
     references: dict[tuple[str, int], tuple[list[float], dict[str, np.ndarray]]] = {}
     folder = Path(workers.objects(tempfile.mkdtemp() if workers.rank == 0 else None)[0])
-    for name, family, config in chosen(workers.world, names):
+    for name, family, config in layouts:
         tell(f"{name}: {config} on {family}")
         key = family, config.micro_batches if family == "mixtral" else 1  # balancing is by micro-batch
         ready = folder / f"{family}-{key[1]}"
