@@ -38,7 +38,9 @@ def read_json(path: str | Path):
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as e:
-        raise UserError(f"{path} is not JSON: {e.msg} at line {e.lineno}, column {e.colno}; mend that line") from None
+        raise UserError(
+            f"{path} is not JSON: {e.msg.removesuffix(' at')} at line {e.lineno}, column {e.colno}; mend that line"
+        ) from None
 
 
 def read_json_lines(path: str | Path) -> list[dict]:

@@ -22,7 +22,7 @@ LAYOUTS = {
     "llama2-70b": {
         8: {"tensor": 8},
         64: {"tensor": 8, "optimizer": 1, "recompute": True},
-        1024: {"tensor": 8, "pipeline": 2, "micro_batches": 2, "optimizer": 1, "recompute": True},
+        1024: {"tensor": 8, "optimizer": 1, "recompute": True},
     },
 }
 LENGTH = 2048

@@ -197,7 +197,7 @@ def _decode(value: str, what: str, source: str) -> Any:
         return json.loads(value)
     except json.JSONDecodeError as e:
         raise UserError(
-            f"{source}: {what} is not JSON ({e.msg} at character {e.pos}): {value[:60]!r}; mend it"
+            f"{source}: {what} is not JSON ({e.msg.removesuffix(' at')} at character {e.pos}): {value[:60]!r}; mend it"
         ) from None
 
 

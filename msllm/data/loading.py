@@ -170,7 +170,9 @@ def json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as e:
-            raise UserError(f"{path}, line {n} is not JSON: {e.msg} at column {e.colno}; mend that line") from None
+            raise UserError(
+                f"{path}, line {n} is not JSON: {e.msg.removesuffix(' at')} at column {e.colno}; mend that line"
+            ) from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {n} is {type(row).__name__}, expected an object; mend that line")
         yield n, row

@@ -123,7 +123,9 @@ def _one_file(path: Path) -> Iterator[tuple[str, str, str]]:
             try:
                 yield where, *_two_texts(json.loads(line), where)
             except json.JSONDecodeError as e:
-                raise UserError(f"{where} is not JSON: {e.msg} at column {e.colno}; mend that line") from None
+                raise UserError(
+                    f"{where} is not JSON: {e.msg.removesuffix(' at')} at column {e.colno}; mend that line"
+                ) from None
         else:
             columns = line.split("\t")
             if len(columns) != 2:

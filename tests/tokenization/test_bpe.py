@@ -123,12 +123,12 @@ def test_gpt2s_own_vocabulary(data_folder, real_texts):
     assert bpe.decode([50256], ours) == "<|endoftext|>"
 
 
-def test_a_megabyte_takes_seconds(real_texts):
-    (text,) = real_texts("english")
+def test_a_long_text_takes_seconds(real_texts):
+    text = real_texts("english")[0][:400_000]
     start = time.process_time()
     learnt = bpe.train([text], 256 + 2000)
     ids = bpe.encode(text, learnt)
-    assert time.process_time() - start < 60
+    assert time.process_time() - start < 25
     assert len(learnt.merges) == 2000
     assert bpe.decode(ids, learnt) == text
 

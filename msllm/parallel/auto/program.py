@@ -16,6 +16,7 @@ from msllm.parallel.config import ParallelConfig
 from msllm.parallel.plans import plan_for
 from msllm.training.arguments import TrainingArguments
 
+_CALL_DEPTH = 10_000  # of functions in a graph: a pipeline's stage calls each block of each micro-batch from the last
 _NO_THRESHOLD = 0  # KiB: parameters of any size are shared
 
 
@@ -28,6 +29,7 @@ def set_context(config: ParallelConfig, rank: int, strategy_file: str | Path | N
         strategy_file: where MindSpore writes how it cuts the parameters (protobuf), once it has compiled.
     """
     ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_recursion_limit(_CALL_DEPTH)
     if config.world == 1:
         return
     values = {
