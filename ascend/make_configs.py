@@ -1,6 +1,6 @@
 """Writes ascend/configs: for each model and number of cards the planner's best layout, checked by the compile check.
 
-python ascend/make_configs.py                 # plans, compiles, writes; about 20 minutes on two cores
+python ascend/make_configs.py                 # plans, compiles, writes; about 40 minutes on two cores
 python ascend/make_configs.py --model llama2-7b --cards 8
 
 A model that does not fit on so many cards gets no file: the planner's line says what is too much. Each file is what
@@ -20,6 +20,7 @@ import yaml
 
 from msllm.cli import main
 from msllm.commands.parallel import columns
+from msllm.files import read_json, write_json
 
 HERE = Path(__file__).parent
 CONFIGS, CARDS = HERE / "configs", (8, 16, 64)
@@ -32,6 +33,7 @@ MODELS = {
     "bloom-7b1": (2048, 1.2e-4),
 }
 EXAMPLES_A_CARD = 8
+HEADS = ("file", "layout", "weights and moments GiB", "sent a step GiB", "uncut", "compile check")
 OPTIMIZER = """\
 # Not the planner's: the optimiser as in the paper, for a run of 2,000 steps.
 learning_rate: {rate:.1e}
@@ -92,13 +94,15 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, default=Path("outputs/configs"), help="folder of plans and graphs")
     given = parser.parse_args()
     CONFIGS.mkdir(exist_ok=True)
-    rows = []
+    kept = CONFIGS / "plans.json"
+    rows = read_json(kept) if kept.is_file() else {}
     for model in given.model:
         for cards in given.cards:
-            rows.append(make(model, cards, given.output / f"{model}_{cards}p", not given.plan_only))
-            print("  ".join(rows[-1]), file=sys.stderr, flush=True)
-    heads = ("file", "layout", "weights and moments GiB", "sent a step GiB", "uncut", "compile check")
-    table = columns(heads, rows, 2)
+            row = make(model, cards, given.output / f"{model}_{cards}p", not given.plan_only)
+            rows[row[0]] = row
+            print("  ".join(row), file=sys.stderr, flush=True)
+            write_json(kept, rows)
+            order = (f"{name}_{number}p.yaml" for name in MODELS for number in CARDS)
+            table = columns(HEADS, [rows[name] for name in order if name in rows], 2)
+            (CONFIGS / "plans.txt").write_text(table + "\n")
     print(table)
-    if given.model == list(MODELS) and tuple(given.cards) == CARDS:  # the table of all of them
-        (CONFIGS / "plans.txt").write_text(table + "\n")
