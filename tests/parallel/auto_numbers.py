@@ -53,12 +53,16 @@ FAMILIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A layout of a model; ``data`` of the layout is set. ``values`` go into config.json."""
+    """A layout of a model; ``data`` of the layout is set. ``values`` go into config.json.
+
+    ``fused``: with Ascend's fused operators, but for attention, which it fuses in half precision alone.
+    """
 
     name: str
     family: str
     parallel: ParallelConfig
     values: dict = dataclasses.field(default_factory=dict)
+    fused: bool = False
 
     @property
     def config(self) -> dict:
@@ -75,6 +79,7 @@ def cases() -> list[Case]:
     found = {
         "data, tensor": [(family, layout()) for family in FAMILIES],
         "data, tensor, 25 words": [("gpt2", layout(), {"vocab_size": 25})],
+        "data, tensor, fused operators": [(family, layout(), {}, True) for family in FAMILIES],
         "micro-batches": [("gpt2", layout(micro_batches=2)), ("llama", layout(micro_batches=4))],
         "recompute": [("gpt2", layout(recompute=True)), ("llama", layout(recompute=True))],
         "optimizer 1": [(family, layout(optimizer=1)) for family in FAMILIES],
@@ -164,7 +169,7 @@ def _compile(case: Case, rank: int, folder: Path) -> Path:
         "length": LENGTH,
         "rows": EXAMPLES // case.parallel.data,
         "dtype": "float32",
-        "fused": False,  # what Ascend fuses has no operator here
+        "fused": case.fused,
         "training": dataclasses.asdict(TRAINING),
         "strategy": str(folder / "strategy.ckpt"),
     }

@@ -52,6 +52,44 @@ def _layer_norm_grad(x, d_out, variance, mean, weight, norm_axis, parameter_axis
     return dx, (d_out * normed).sum(rest), d_out.sum(rest)
 
 
+def _rms_norm(x, weight, epsilon):
+    root = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(epsilon))
+    return x * root * weight, root
+
+
+def _rms_norm_grad(d_out, x, root, weight):
+    normed, d = x * root, d_out * weight
+    dx = root * (d - normed * (d * normed).mean(-1, keepdims=True))
+    return dx, (d_out * normed).sum(tuple(range(x.ndim - 1)))
+
+
+def _turned(x, cos, sin, mode):
+    assert mode == 0  # pairs of halves
+    low, high = np.split(x, 2, -1)
+    return x * cos + np.concatenate((-high, low), -1) * sin
+
+
+def _turned_grad(dy, cos, sin, x, mode):
+    return _turned(dy, cos, -sin, mode), np.zeros_like(cos), np.zeros_like(sin)  # angles are no parameters
+
+
+def _sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def _silu_grad(dy, x):
+    return dy * _sigmoid(x) * (1 + x * (1 - _sigmoid(x)))
+
+
+def _gelu(x):
+    return x * _sigmoid(_GELU * (x + 0.044715 * x**3))
+
+
+def _gelu_grad(dy, x, y):
+    s = _sigmoid(_GELU * (x + 0.044715 * x**3))
+    return dy * (s + x * s * (1 - s) * _GELU * (1 + 3 * 0.044715 * x**2))
+
+
 def _gather(table, ids, axis, batch_dims):
     assert axis == batch_dims == 0
     return table[ids]
@@ -84,6 +122,7 @@ def _strided_slice_grad(dy, shape, begin, end, strides, **masks):
     return dx
 
 
+_GELU = np.float32(2 * np.sqrt(2 / np.pi))  # of its tanh form
 _SAME = "Add Cos Equal Exp Log Minimum Reciprocal Sin Sqrt Square"
 OPERATORS = {
     **{name: getattr(np, name.lower()) for name in _SAME.split()},
@@ -97,6 +136,8 @@ OPERATORS = {
     "ExpandDims": np.expand_dims,
     "FloorDiv": np.floor_divide,
     "Gather": _gather,
+    "GeLU": _gelu,
+    "GeLUGrad": _gelu_grad,
     "LayerNorm": _layer_norm,
     "LayerNormGrad": _layer_norm_grad,
     "Neg": np.negative,
@@ -107,9 +148,15 @@ OPERATORS = {
     "ReduceMean": _reduce(np.mean),
     "ReduceSum": _reduce(np.sum),
     "Reshape": np.reshape,
+    "RmsNorm": _rms_norm,
+    "RmsNormGrad": _rms_norm_grad,
+    "RotaryPositionEmbedding": _turned,
+    "RotaryPositionEmbeddingGrad": _turned_grad,
     "Rsqrt": lambda x: 1 / np.sqrt(x),
     "RsqrtGrad": lambda y, dy: dy * y**3 / -2,
-    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "SiLU": lambda x: x * _sigmoid(x),
+    "SiLUGrad": _silu_grad,
+    "Sigmoid": _sigmoid,
     "SigmoidGrad": lambda y, dy: dy * y * (1 - y),
     "Softmax": _softmax,
     "SoftmaxBackward": _softmax_backward,
