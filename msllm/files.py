@@ -39,8 +39,13 @@ def read_json(path: str | Path):
         return json.loads(read_text(path))
     except json.JSONDecodeError as e:
         raise UserError(
-            f"{path} is not JSON: {e.msg.removesuffix(' at')} at line {e.lineno}, column {e.colno}; mend that line"
+            f"{path} is not JSON: {json_fault(e)} at line {e.lineno}, column {e.colno}; mend that line"
         ) from None
+
+
+def json_fault(error: json.JSONDecodeError) -> str:
+    """Returns what is wrong, without the "at" that some of Python's messages end in: the place follows."""
+    return error.msg.removesuffix(" at")
 
 
 def read_json_lines(path: str | Path) -> list[dict]:

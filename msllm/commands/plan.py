@@ -65,7 +65,7 @@ def plan(
 
 def _job(model, cards, batch, seq, hardware, card_memory, topology, mode):
     """Returns what is planned; UserError where a model or hardware is unknown, or the length too long."""
-    from msllm.models.presets import config_of
+    from msllm.models.presets import config_of, longest
     from msllm.parallel.planner.hardware import load
 
     card = load(hardware)
@@ -75,10 +75,10 @@ def _job(model, cards, batch, seq, hardware, card_memory, topology, mode):
     from msllm.parallel.planner.search import Job
     from msllm.parallel.planner.sizes import ModelSizes
 
-    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    length = min(longest or _LONGEST, _LONGEST) if seq is None else seq
-    if length < 1 or (longest is not None and length > longest):
-        bound = "or more" if longest is None else f"to {longest}, what the model takes"
+    most = longest(config)
+    length = min(most or _LONGEST, _LONGEST) if seq is None else seq
+    if length < 1 or (most is not None and length > most):
+        bound = "or more" if most is None else f"to {most}, what the model takes"
         raise UserError(f"seq is {seq}, expected 1 {bound}; change it")
     return Job(ModelSizes(config), card, cards, batch, length, mode or card.mode)
 

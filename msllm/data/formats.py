@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from msllm.errors import UserError, nearest
+from msllm.files import json_fault
 
 ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {
@@ -197,7 +198,7 @@ def _decode(value: str, what: str, source: str) -> Any:
         return json.loads(value)
     except json.JSONDecodeError as e:
         raise UserError(
-            f"{source}: {what} is not JSON ({e.msg.removesuffix(' at')} at character {e.pos}): {value[:60]!r}; mend it"
+            f"{source}: {what} is not JSON ({json_fault(e)} at character {e.pos}): {value[:60]!r}; mend it"
         ) from None
 
 

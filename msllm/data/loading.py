@@ -11,7 +11,7 @@ from msllm.data.formats import SUMMARY_KEYS, Record, parse_record
 from msllm.data.order import random_order
 from msllm.data.summaries import is_lcsts, parse_lcsts
 from msllm.errors import UserError, nearest
-from msllm.files import read_json, read_text
+from msllm.files import json_fault, read_json, read_text
 
 SUFFIXES = (".json", ".jsonl", ".txt")
 # NLPCC 2017 keeps a JSON object a line in a .txt file.
@@ -171,7 +171,7 @@ def json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             row = json.loads(line)
         except json.JSONDecodeError as e:
             raise UserError(
-                f"{path}, line {n} is not JSON: {e.msg.removesuffix(' at')} at column {e.colno}; mend that line"
+                f"{path}, line {n} is not JSON: {json_fault(e)} at column {e.colno}; mend that line"
             ) from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {n} is {type(row).__name__}, expected an object; mend that line")

@@ -14,7 +14,7 @@ from msllm.data.batching import Batch
 from msllm.data.encoding import IGNORED
 from msllm.data.loading import read_hub_rows
 from msllm.errors import UserError
-from msllm.files import decode_text, read_text
+from msllm.files import decode_text, json_fault, read_text
 from msllm.tokenization import Tokenizer
 
 
@@ -123,9 +123,7 @@ def _one_file(path: Path) -> Iterator[tuple[str, str, str]]:
             try:
                 yield where, *_two_texts(json.loads(line), where)
             except json.JSONDecodeError as e:
-                raise UserError(
-                    f"{where} is not JSON: {e.msg.removesuffix(' at')} at column {e.colno}; mend that line"
-                ) from None
+                raise UserError(f"{where} is not JSON: {json_fault(e)} at column {e.colno}; mend that line") from None
         else:
             columns = line.split("\t")
             if len(columns) != 2:
