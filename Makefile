@@ -17,7 +17,7 @@ demo: kernels
 	$(BIN)/msllm demo --output outputs/demo --overwrite
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 setup: .venv/test.installed kernels
 

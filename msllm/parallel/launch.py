@@ -193,7 +193,6 @@ class _Job:
             "MS_SCHED_HOST": "127.0.0.1",
             "MS_SCHED_PORT": port,
             "MS_TOPO_TIMEOUT": math.ceil(join_timeout) + 30,  # MindSpore's own error would not name who is late
-            "MS_DISABLE_HEARTBEAT": 1,  # this process sees who has ended; to end one would take a worker seconds
             "RANK_SIZE": self.workers,
         }
         self._start(_SCHEDULER, {**shared, "MS_ROLE": "MS_SCHED", "RANK_ID": 0})
