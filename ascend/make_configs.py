@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -79,6 +80,13 @@ def make(model: str, cards: int, folder: Path, checks: bool) -> tuple[str, ...]:
     return (name, layout["layout"], f"{held:.2f}", f"{sent:.2f}", str(uncut), "compiles")
 
 
+def table(rows: dict[str, Sequence[str]]) -> str:
+    """Returns the lines of all files, and below them those of what fits no layout."""
+    known = [rows[name] for model in MODELS for cards in CARDS if (name := f"{model}_{cards}p.yaml") in rows]
+    without = [f"{row[0]}: {row[-1]}" for row in known if row[1] == "-"]
+    return "\n".join([columns(HEADS, [row for row in known if row[1] != "-"], 2), "", *without])
+
+
 def run(words: list[str]) -> tuple[int, str, str]:
     """Returns exit code, standard output and error of an msllm command."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
@@ -99,10 +107,10 @@ if __name__ == "__main__":
     for model in given.model:
         for cards in given.cards:
             row = make(model, cards, given.output / f"{model}_{cards}p", not given.plan_only)
-            rows[row[0]] = row
+            before = rows.get(row[0])
+            if not given.plan_only or before is None or before[1] != row[1]:  # what was found of a layout stays true
+                rows[row[0]] = row
             print("  ".join(row), file=sys.stderr, flush=True)
             write_json(kept, rows)
-            order = (f"{name}_{number}p.yaml" for name in MODELS for number in CARDS)
-            table = columns(HEADS, [rows[name] for name in order if name in rows], 2)
-            (CONFIGS / "plans.txt").write_text(table + "\n")
-    print(table)
+            (CONFIGS / "plans.txt").write_text(table(rows) + "\n")
+    print(table(rows))

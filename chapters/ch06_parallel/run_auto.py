@@ -99,7 +99,7 @@ def compiled(job: Run, name: str, config, cards: int, values: dict, batch: int =
     length = min(LENGTH, longest(config) or LENGTH)
     parallel = check_layout(config, ParallelConfig(**values), cards, length)
     work = Work(config, parallel, length, batch)
-    return work, compile_stages(work, job.output / "graphs" / name, tell=lambda line: None)
+    return work, compile_stages(work, job.output / "graphs" / name)
 
 
 def row(name: str, cards: int, work, checks: list, seconds: float) -> tuple[str, ...]:

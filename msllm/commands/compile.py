@@ -1,9 +1,10 @@
 """msllm parallel compile: what MindSpore's auto-parallel makes of a layout, on a machine without cards."""
 
+import contextlib
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -50,7 +51,7 @@ def compile_layout(
     work = Work(config, check_layout(config, parallel, cards, length), length, batch, dtype)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    checks = compile_stages(work, folder, rank, fast, lambda line: print(line, file=sys.stderr, flush=True))
+    checks = compile_stages(work, folder, rank, fast, _clock)
     _write(work, checks, folder, f"{model}, {cards} cards: {work.parallel}", summary(work, checks))
     for check in checks:
         print(report(work, check))
@@ -60,6 +61,22 @@ def compile_layout(
         f"ran on a card, and nothing is said of a card's peak of memory or its speed\n"
         f"{folder}: {', '.join(['compile.json', 'sharding.png', *(c.strategy.name for c in checks if c.strategy)])}"
     )
+
+
+@contextlib.contextmanager
+def _clock(what: str) -> Iterator[None]:
+    """Shows for how long something has been going on; how much is left, MindSpore does not say."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(what, file=sys.stderr, flush=True)
+        yield
+        return
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as progress:
+        progress.add_task(what, total=None)
+        yield
 
 
 def _write(work, checks, folder: Path, title: str, found: dict) -> None:

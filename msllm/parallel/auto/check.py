@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from msllm.errors import UserError
@@ -90,7 +91,11 @@ def check_layout(config: ModelConfig, parallel: ParallelConfig, cards: int, leng
 
 
 def compile_stages(
-    work: Work, folder: Path, rank: int | None = None, fast: bool = False, tell: Callable[[str], None] = print
+    work: Work,
+    folder: Path,
+    rank: int | None = None,
+    fast: bool = False,
+    working: Callable[[str], AbstractContextManager] = nullcontext,
 ) -> list[Check]:
     """Compiles the program of the first card of each stage, one process after the other.
 
@@ -98,7 +103,7 @@ def compile_stages(
         folder: of graphs, strategy files and logs.
         rank: compiles that card's alone.
         fast: compiles two and three layers a stage and works the rest out: every further layer adds the same.
-        tell: is told what goes on.
+        working: is told what is compiled next, and gives the block in which that goes on.
 
     Raises:
         UserError: the platform is not the one that is known; it does not compile; ``rank`` is none of the cards;
@@ -111,7 +116,7 @@ def compile_stages(
         raise UserError(f"rank is {rank}, and there are {parallel.world} cards; use 0 to {parallel.world - 1}")
     ranks = [stage * stage_cards for stage in range(parallel.pipeline)] if rank is None else [rank]
     if not fast:
-        return [_compile(work, one, folder, tell) for one in ranks]
+        return [_compile(work, one, folder, working) for one in ranks]
     bounds = cut([1.0] * sizes(work.config)["layers"], parallel.pipeline)
     if parallel.search != "none" or min(stop - start for start, stop in bounds) < _MORE:
         raise UserError(
@@ -122,7 +127,7 @@ def compile_stages(
     for one in ranks:
         few, more = (
             _compile(
-                dataclasses.replace(work, config=_shortened(work.config, n * parallel.pipeline)), one, folder, tell
+                dataclasses.replace(work, config=_shortened(work.config, n * parallel.pipeline)), one, folder, working
             )
             for n in (_FEW, _MORE)
         )
@@ -135,7 +140,7 @@ def _shortened(config: ModelConfig, layers: int) -> ModelConfig:
     return dataclasses.replace(config, **{name: layers})
 
 
-def _compile(work: Work, rank: int, folder: Path, tell: Callable[[str], None]) -> Check:
+def _compile(work: Work, rank: int, folder: Path, working: Callable[[str], AbstractContextManager]) -> Check:
     parallel = work.parallel
     stage = rank // (parallel.world // parallel.pipeline)
     layers = sizes(work.config)["layers"]
@@ -158,9 +163,9 @@ def _compile(work: Work, rank: int, folder: Path, tell: Callable[[str], None]) -
             "strategy": str(strategy.resolve()),
         },
     )
-    tell(f"compiling card {rank} of {parallel.world} (stage {stage}, {layers} layers in all)")
     command = [sys.executable, "-m", "msllm.parallel.auto.simulate", str(request.resolve()), str(result.resolve())]
-    with log.open("w") as output:
+    what = f"compiling card {rank} of {parallel.world} (stage {stage}, {layers} layers in all)"
+    with log.open("w") as output, working(what):
         environment = {**os.environ, **simulate.environment(graphs.resolve())}
         # MindSpore leaves folders where it works.
         ended = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=graphs)
