@@ -1,5 +1,5 @@
 # make demo   train a small model on this machine and talk to it
-# make test   the whole suite
+# make test   the whole suite, in two processes; a file of tests stays in one
 # make setup  .venv with everything that demo, test, lint and bench need, and the C++ kernels for this machine
 # make lint   format and style (ruff), direction of imports (import-linter)
 # make bench  speed and memory beside PyTorch
