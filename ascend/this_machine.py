@@ -60,8 +60,10 @@ def cards_here(table: str, server_id: str = "") -> list[tuple[int, str, str]]:
                 f"give --server-id"
             )
         return [(world, device["rank_id"], device["device_id"]) for device in mine[0]["device"]]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise Refused(f"{table} is no rank table: {e!r}; see msllm ranktable check {table}") from None
+    except OSError as e:
+        raise Refused(f"{table} cannot be read: {e.strerror}; name a rank table") from None
+    except (ValueError, KeyError, TypeError):
+        raise Refused(f"{table} is no rank table; msllm ranktable check {table} says what is wrong") from None
 
 
 def main(what: str, *arguments: str) -> None:

@@ -89,6 +89,14 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             tmp.unlink(missing_ok=True)
 
 
+def make_folder(path: str | Path) -> Path:
+    """Returns a folder, made where it is missing; UserError where a file is in its place or the disk refuses."""
+    path = Path(path)
+    with _disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yields a temporary folder beside ``path``; on success its files are synced and it is renamed to ``path``.
@@ -148,6 +156,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
             errno.EPERM,
             errno.ENOTDIR,
             errno.EEXIST,
+            errno.EISDIR,
             errno.EFBIG,
         ):
             raise

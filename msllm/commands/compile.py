@@ -10,6 +10,7 @@ from typing import Literal
 
 from msllm.commands.parallel import columns
 from msllm.errors import UserError
+from msllm.files import make_folder
 from msllm.parallel.config import ParallelConfig
 from msllm.parallel.launch import ALONE
 
@@ -49,8 +50,7 @@ def compile_layout(
     config = config_of(model)
     length = min(longest(config) or _LONGEST, _LONGEST) if length is None else length
     work = Work(config, check_layout(config, parallel, cards, length), length, batch, dtype)
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(output)
     checks = compile_stages(work, folder, rank, fast, _clock)
     _write(work, checks, folder, f"{model}, {cards} cards: {work.parallel}", summary(work, checks))
     for check in checks:

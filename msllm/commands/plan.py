@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from msllm.errors import UserError
+from msllm.files import make_folder
 from msllm.parallel.launch import COMMAND_LINE
 
 _LONGEST = 4096  # tokens of an example, where neither the user nor the model says less
@@ -57,8 +58,7 @@ def plan(
     if choose > len(fit):
         raise UserError(f"choose is {choose}, and {len(fit)} layouts fit; use 1 to {len(fit)}")
     _show(job, found, fit, min(top, len(fit)), model)
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(output)
     _write(job, found, fit[choose - 1], model, folder)
     print(f"{folder}: plan.json, run.yaml (number {choose})")
 

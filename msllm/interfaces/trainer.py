@@ -4,6 +4,7 @@ It opens models, reads data and chooses the loss; what runs is msllm.training.Tr
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -200,6 +201,10 @@ class Trainer:
 
     def set_parallel_config(self, **values) -> None:
         """Sets how runs are spread, in MindFormers' words; see msllm.interfaces.arguments.parallel_config."""
+        known = inspect.signature(parallel_config).parameters
+        for name in values:
+            if name not in known:
+                raise UserError(f"set_parallel_config has no {name}{nearest(name, known)}; it has {', '.join(known)}")
         recompute = self.parallel.recompute
         self.parallel = dataclasses.replace(parallel_config(**values), recompute=recompute)
 
