@@ -157,6 +157,8 @@ def test_workers_options_are_those_of_mindformers(tokens, tmp_path):
         trainer.train()
     with pytest.raises(UserError, match="gradient_aggregation_group is 8"):
         trainer.set_parallel_config(gradient_aggregation_group=8)
+    with pytest.raises(UserError, match=r"has no model_paralel \(did you mean 'model_parallel'\?\)"):
+        trainer.set_parallel_config(model_paralel=2)
     with pytest.raises(UserError, match="select_recompute is True"):
         trainer.set_recompute_config(select_recompute=True)
 

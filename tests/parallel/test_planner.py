@@ -271,6 +271,14 @@ def test_a_file_of_hardware_is_read_and_its_mistakes_named(tmp_path):
 PLAN = ["parallel", "plan", "--model", "llama2-7b", "--hardware", "ascend-910"]
 
 
+@pytest.mark.parametrize("words", [["plan"], ["compile", "--parallel.tensor", "2"]])
+def test_an_output_that_is_a_file_is_refused(words, tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    assert main(["parallel", *words, "--model", "gpt2", "--cards", "2", "--output", str(tmp_path / "file")]) == 2
+    assert f"error: cannot write {tmp_path / 'file'}: File exists" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_the_command_shows_the_best_and_writes_a_run(tmp_path, capsys):
     options = ["--cards", "8", "--batch", "32", "--seq", "2048", "--card_memory", "32GB", "--top", "3"]
     assert main([*PLAN, *options, "--choose", "2", "--output", str(tmp_path)]) == 0
