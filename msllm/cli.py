@@ -9,7 +9,7 @@ import sys
 import typing
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from msllm.errors import UserError, nearest
 from msllm.parallel.launch import COMMAND_LINE
@@ -112,7 +112,7 @@ def _run(argv: list[str]) -> int:
         values = parser.parse_args(_with_flag_values(words, function, groups))
         arguments = parser.instantiate_classes(values).as_dict()
     except ArgumentError as e:
-        raise UserError(_readable(str(e), command)) from None
+        raise UserError(_readable(str(e), command, options)) from None
     for name, cls in _flat(groups).items():
         chosen = {f.name: arguments.pop(f.name) for f in dataclasses.fields(cls)}
         if name == "generation":
@@ -234,7 +234,7 @@ def _is_list(kind) -> bool:
     return any(typing.get_origin(k) is list for k in options)
 
 
-def _readable(message: str, command: str) -> str:
+def _readable(message: str, command: str, options: Iterable[str]) -> str:
     """jsonargparse's message as one line with a next step."""
     text = " ".join(line.strip() for line in message.splitlines() if line.strip())
     one = re.fullmatch(r'Parser key "(.+?)": .*Expected an? (.+?)\. Got value: (.*)', text)
@@ -248,6 +248,9 @@ def _readable(message: str, command: str) -> str:
         text = f"--{option} is {value!r}{nearest(value, names)}, expected {expected}"
     elif lacking := re.fullmatch(r"the following arguments are required: (.+)", text):
         text = f"missing: {', '.join(f'--{name.strip()}' for name in lacking[1].split(','))}"
+    elif strange := re.fullmatch(r"(?:Option|Group '(.+)' does not accept option) '(.+?)'(?: is not accepted)?", text):
+        name = ".".join(filter(None, strange.groups()))  # those of the command line were checked before
+        text = f"the file of --config has an unknown key {name}{nearest(name, [o.lstrip('-') for o in options])}"
     return f"{text[:400]}; see msllm {command} --help"
 
 

@@ -107,6 +107,19 @@ def test_a_truncated_file_names_the_tensor(fails, copy):
     assert "is not a safetensors file" in fails("chat", "--model", copy)
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("warmup_rato: 0.1", "warmup_rato (did you mean 'warmup_ratio'?)"),
+        ("parallel: {pipelin: 2}", "parallel.pipelin (did you mean 'parallel.pipeline'?)"),
+    ],
+)
+def test_a_misspelt_key_of_a_file_of_options_is_named(fails, tmp_path, text, named):
+    (tmp_path / "run.yaml").write_text(text + "\n")
+    line = fails("pretrain", "--config", tmp_path / "run.yaml", "--data", "d", "--output", tmp_path / "out")
+    assert line == f"error: the file of --config has an unknown key {named}; see msllm pretrain --help"
+
+
 def test_config_and_weights_that_disagree_name_the_tensor_and_both_shapes(fails, copy):
     tensors = load_file(copy / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
