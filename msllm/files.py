@@ -129,9 +129,8 @@ def atomic_files(folder: str | Path) -> Iterator[Path]:
 
     Other files in ``folder`` stay, those of the same name are replaced one by one; on an error all stay whole.
     """
-    folder = Path(folder)
+    folder = make_folder(folder)
     with _disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         tmp = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder))
         try:
             yield tmp

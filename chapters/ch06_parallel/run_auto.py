@@ -92,11 +92,11 @@ def search(job: Run) -> None:
 
 def compiled(job: Run, name: str, config, cards: int, values: dict, batch: int = 1) -> tuple:
     """Returns the Work and what was found of each stage."""
-    from msllm.models.presets import longest
+    from msllm.models.presets import example_length
     from msllm.parallel.auto.check import Work, check_layout, compile_stages
     from msllm.parallel.config import ParallelConfig
 
-    length = min(LENGTH, longest(config) or LENGTH)
+    length = example_length(config, LENGTH)
     parallel = check_layout(config, ParallelConfig(**values), cards, length)
     work = Work(config, parallel, length, batch)
     return work, compile_stages(work, job.output / "graphs" / name)

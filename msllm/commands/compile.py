@@ -14,8 +14,6 @@ from msllm.files import make_folder
 from msllm.parallel.config import ParallelConfig
 from msllm.parallel.launch import ALONE
 
-_LONGEST = 4096  # tokens of an example, where neither the user nor the model says less
-
 
 def compile_layout(
     model: str,
@@ -44,11 +42,11 @@ def compile_layout(
     for name, value in (("cards", cards), ("batch", batch)):
         if value < 1:
             raise UserError(f"{name} is {value}, expected 1 or more; change it")
-    from msllm.models.presets import config_of, longest
+    from msllm.models.presets import config_of, example_length
     from msllm.parallel.auto.check import Work, check_layout, compile_stages, summary
 
     config = config_of(model)
-    length = min(longest(config) or _LONGEST, _LONGEST) if length is None else length
+    length = example_length(config) if length is None else length
     work = Work(config, check_layout(config, parallel, cards, length), length, batch, dtype)
     folder = make_folder(output)
     checks = compile_stages(work, folder, rank, fast, _clock)

@@ -9,8 +9,6 @@ from msllm.errors import UserError
 from msllm.files import make_folder
 from msllm.parallel.launch import COMMAND_LINE
 
-_LONGEST = 4096  # tokens of an example, where neither the user nor the model says less
-
 
 def plan(
     model: str,
@@ -65,7 +63,7 @@ def plan(
 
 def _job(model, cards, batch, seq, hardware, card_memory, topology, mode):
     """Returns what is planned; UserError where a model or hardware is unknown, or the length too long."""
-    from msllm.models.presets import config_of, longest
+    from msllm.models.presets import check_length, config_of, example_length
     from msllm.parallel.planner.hardware import load
 
     card = load(hardware)
@@ -75,11 +73,8 @@ def _job(model, cards, batch, seq, hardware, card_memory, topology, mode):
     from msllm.parallel.planner.search import Job
     from msllm.parallel.planner.sizes import ModelSizes
 
-    most = longest(config)
-    length = min(most or _LONGEST, _LONGEST) if seq is None else seq
-    if length < 1 or (most is not None and length > most):
-        bound = "or more" if most is None else f"to {most}, what the model takes"
-        raise UserError(f"seq is {seq}, expected 1 {bound}; change it")
+    length = example_length(config) if seq is None else seq
+    check_length(config, length, "seq")
     return Job(ModelSizes(config), card, cards, batch, length, mode or card.mode)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from msllm.errors import UserError, nearest
-from msllm.files import read_text
+from msllm.files import make_folder, read_text
 from msllm.lessons.job import Entry, Run
 
 
@@ -97,7 +97,7 @@ def start(chapter: Chapter, name: str, quick: bool, data: str | None, output: st
     )
     for needed in entry.needs:
         job.file(needed)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     entry(job)
     job.say(f"{job.seconds:.0f} s; wrote {', '.join([*job.written, f'{name}.log'])}")
     return job

@@ -65,6 +65,19 @@ def longest(config: ModelConfig) -> int | None:
     return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
 
+def example_length(config: ModelConfig, most: int = 4096) -> int:
+    """Returns the tokens of an example where nobody says: what the model takes, at most ``most``."""
+    return min(longest(config) or most, most)
+
+
+def check_length(config: ModelConfig, length: int, option: str) -> None:
+    """Raises UserError, which names the option, where the model does not take examples of ``length`` tokens."""
+    most = longest(config)
+    if length < 1 or (most is not None and length > most):
+        bound = "or more" if most is None else f"to {most}, what the model takes"
+        raise UserError(f"{option} is {length}, expected 1 {bound}; change it")
+
+
 def config_of(name: str | Path) -> ModelConfig:
     """Returns the configuration of a preset, of a Hugging Face folder, or of a config.json.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from msllm.errors import UserError
 from msllm.files import read_json, write_json
 from msllm.models.config import ModelConfig
-from msllm.models.presets import longest
+from msllm.models.presets import check_length
 from msllm.models.pretrained import model_class
 from msllm.parallel.auto import simulate
 from msllm.parallel.auto.graph import PARTS, Collective, CutGraph, read_graph
@@ -82,10 +82,7 @@ def check_layout(config: ModelConfig, parallel: ParallelConfig, cards: int, leng
     parallel = dataclasses.replace(parallel, mode="auto").for_workers(cards)
     plan_for(config.model_type)
     known = sizes(config)
-    most = longest(config)
-    if length < 1 or (most is not None and length > most):
-        bound = "or more" if most is None else f"to {most}"
-        raise UserError(f"length is {length}, expected 1 {bound}, what the model takes; change it")
+    check_length(config, length, "length")
     parallel.check(**known, length=length)
     return parallel
 
